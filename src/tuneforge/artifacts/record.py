@@ -1,0 +1,192 @@
+"""run.json, config.yaml and provenance.json: what ran, on what, with what result; and the closing summary."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+import re
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+
+from tuneforge.artifacts.folder import read_json, write_json, write_text
+from tuneforge.artifacts.loggers import read_metrics
+from tuneforge.artifacts.report import write_report
+from tuneforge.build import facts
+from tuneforge.compose import Composed
+from tuneforge.console import is_main_process, say
+from tuneforge.context import Context
+from tuneforge.data.source import Source
+from tuneforge.errors import EXIT_OK
+from tuneforge.finish import Measured
+from tuneforge.resume import identity
+
+VERSIONS = ("tuneforge", "torch", "transformers", "peft", "lightning", "bitsandbytes", "hydra-core", "omegaconf")
+_SECRET_KEY = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b")
+
+
+@dataclass
+class Record:
+    """Grows while the run goes on; every state of it that reaches the disk is whole."""
+
+    composed: Composed
+    context: Context
+    data: dict[str, Any]
+    started: str
+    before: Measured = field(default_factory=Measured)
+    after: Measured = field(default_factory=Measured)
+    parameters: dict[str, int] = field(default_factory=dict)
+    clock: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def of(cls, composed: Composed, context: Context, rows: Source, *, resumed: bool) -> "Record":
+        """A new record, or that of the run folder when it is resumed."""
+        data = {
+            "name": composed.choices.get("data"),
+            "format": rows.format,
+            "rows": rows.num_rows,
+            "sha256": rows.digest,
+            "train_documents": len(context.train_rows.documents),
+            "eval_documents": len(context.eval_rows.documents),
+            "train_rows": len(context.train_rows),
+        }
+        record = cls(composed, context, data, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+        if resumed:
+            old = read_json(context.folder.record)
+            record.started = old["started"]
+            record.before = Measured(old["metrics"]["before"], old["samples"]["before"])
+            record.parameters = old["parameters"]
+        return record
+
+    def step_of(self, checkpoint: Path | None) -> int:
+        """The optimizer step a checkpoint was saved at: its file's name says it."""
+        return int(checkpoint.stem.partition("-")[2]) if checkpoint else 0
+
+    def begin(self, module: Any) -> None:
+        """Write what is known before training; from here on the run can be resumed."""
+        self.parameters = {
+            "total": sum(p.numel() for p in module.model.parameters()),
+            "trainable": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+        }
+        settled = self.context.settled
+        if is_main_process():
+            tree = masked(self.composed.tree)
+            write_text(self.context.folder.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+            write_json(self.context.folder.root / "provenance.json", self._provenance())
+            self._write("running")
+        say(
+            f"training {self.parameters['trainable']:,} of {self.parameters['total']:,} parameters in "
+            f"{settled.precision}: {settled.num_steps} steps of {settled.documents_per_step:.0f} documents "
+            f"({settled.per_device} rows x {settled.accumulate} x {settled.world_size}, "
+            f"{settled.label_tokens_per_step:.0f} supervised tokens); "
+            f"eval loss of the base {self.before.metrics['eval/loss']:.4f}"
+        )
+
+    def interrupted(self, number: int) -> int:
+        """Write that the run stopped on a signal; returns 128 + signal."""
+        code = 128 + number
+        if is_main_process():
+            self._write("interrupted", code)
+        say(f"stopped; go on with the same command and resume={self.context.folder.root}")
+        return code
+
+    def end(self, trainer: pl.Trainer) -> None:
+        """Write the finished record and the report, and print the summary."""
+        if not is_main_process():
+            return
+        self._write("done", EXIT_OK)
+        write_report(self.context.folder.root)
+        self._summary(trainer)
+
+    def _write(self, status: str, code: int | None = None) -> None:
+        config = self.composed.config
+        write_json(
+            self.context.folder.record,
+            {
+                "status": status,
+                "exit": code,
+                "started": self.started,
+                "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "identity": identity(self.composed.tree),
+                "choices": self.composed.choices,
+                "overrides": [_mask_text(o) for o in self.composed.overrides],
+                "base_model": config.model.path,
+                "method": config.method.name,
+                "data": self.data,
+                "parameters": self.parameters,
+                "settled": self.context.settled.as_dict(),
+                "hardware": facts(self.context),
+                "metrics": {"before": self.before.metrics, "after": self.after.metrics},
+                "samples": {"before": self.before.samples, "after": self.after.samples},
+                "versions": {"python": platform.python_version(), **versions()},
+                "git": git_commit(),
+            },
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        return {path: dataclasses.asdict(o) for path, o in sorted(self.composed.origins.items())}
+
+    def _summary(self, trainer: pl.Trainer) -> None:
+        folder, settled = self.context.folder, self.context.settled
+        before, after = self.before.metrics["eval/loss"], self.after.metrics["eval/loss"]
+        steps = [m for m in read_metrics(folder.metrics) if "train/loss" in m]
+        speed = sum(m["train/tokens_per_s"] for m in steps) / len(steps) if steps else 0.0
+        tokens = settled.label_tokens_per_step * settled.num_steps
+        result = folder.result(not self.context.method.trains_base)
+        if self.after.samples:
+            sample = self.after.samples[0]
+            untuned = self.before.samples[0]["answer"] if self.before.samples else ""
+            say(f"\nprompt   {_one_line(sample['prompt'])}\nbefore   {_one_line(untuned)}")
+            say(f"after    {_one_line(sample['answer'])}\nwanted   {_one_line(sample['wanted'])}")
+        say(f"\neval loss   {before:.4f} -> {after:.4f} ({after / before - 1:+.1%})")
+        say(f"trained on  {tokens:,.0f} supervised tokens, {speed:,.0f} a second")
+        say(f"result      {result}")
+        say(f"report      {folder.report}")
+        say(f"next        {self._next_command(result)}")
+
+    def _next_command(self, result: Path) -> str:
+        if self.context.method.trains_base:
+            return f"python -m tuneforge model=hf model.path={result}   (go on from these weights)"
+        typed = [o for o in self.composed.overrides if not o.startswith(("model.adapter", "resume", "hydra."))]
+        return " ".join(["python -m tuneforge", *typed, f"model.adapter={result}"]) + "   (go on from this adapter)"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+    return {name: importlib.metadata.version(name) for name in VERSIONS}
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, with `+` when it has changes; None outside of git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)  # noqa: S607
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def masked(tree: Any, key: str = "") -> Any:
+    """The tree with the values of secret-looking keys, and secret-looking values anywhere, replaced by `***`."""
+    if isinstance(tree, dict):
+        return {k: masked(v, str(k)) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [masked(v, key) for v in tree]
+    if isinstance(tree, str):
+        return "***" if _SECRET_KEY.search(key) else _mask_text(tree)
+    return tree
+
+
+def _mask_text(text: str) -> str:
+    return _SECRET_VALUE.sub("***", text)
+
+
+def _one_line(text: str, width: int = 100) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: width - 3] + "..."

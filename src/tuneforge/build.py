@@ -1,0 +1,173 @@
+"""A checked config into objects: tokenizer, rows of tokens, settled numbers, trainer."""
+
+import dataclasses
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
+from tuneforge.artifacts.folder import RunFolder
+from tuneforge.artifacts.loggers import MetricsFile
+from tuneforge.callbacks.samples import SampleAnswers
+from tuneforge.callbacks.signals import StopSignals
+from tuneforge.callbacks.start_checks import StartChecks, check_labels
+from tuneforge.compose import Composed
+from tuneforge.console import say, warn
+from tuneforge.context import Context
+from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler
+from tuneforge.data.encode import Encoded, encode
+from tuneforge.data.source import Source
+from tuneforge.data.template import choose_template
+from tuneforge.errors import TuneforgeError
+from tuneforge.machine import compare, detect
+from tuneforge.models import check_weights, load_config, load_tokenizer, max_positions
+from tuneforge.plan.memory import ModelShape, Trainable
+from tuneforge.settle import Costs, settle
+from tuneforge.targets import make
+
+LONGEST_AUTO = 1024
+"""`data.max_length=auto` is the model's positions, but not above this: longer rows cost memory few rows need."""
+
+
+def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
+    """Everything up to, and without, the weights.
+
+    Raises:
+        TuneforgeError: a model, template, length or batch that cannot work.
+    """
+    config, tree = composed.config, composed.tree
+    machine = detect(config)
+    difference = compare(config.hardware, machine)
+    if difference:
+        warn(difference)
+    check_weights(config.model)
+    architecture, tokenizer = load_config(config.model), load_tokenizer(config.model)
+    template = choose_template(tokenizer, config.model.chat_template)
+    if rows.format in ("alpaca", "chat"):
+        say(template)
+    max_length = settle_length(config.data.max_length, max_positions(architecture))
+    options: dict[str, Any] = {
+        "train_on": config.data.train_on, "max_length": max_length, "overlong": config.data.overlong,
+    }  # fmt: skip
+    train, held = (encode(side, tokenizer, **options) for side in (rows.train, rows.eval))
+    _say_lost(train, max_length, config.data.overlong)
+    train_rows, eval_rows = (Rows(side.documents, max_length, config.data.packing) for side in (train, held))
+    check_labels(train.documents, tokenizer, config.data.train_on)
+    method = make(tree["method"])
+    costs = Costs(ModelShape.from_hf_config(architecture.to_dict()), Trainable.of_method(tree["method"]))
+    settled = settle(config, machine, train_rows, max_length, costs)
+    return Context(config, tree, machine, settled, folder, tokenizer, architecture, method, train_rows, eval_rows)
+
+
+def settle_length(wanted: int | str, positions: int | None) -> int:
+    """Tokens in a row.
+
+    Raises:
+        TuneforgeError: more than the model has positions for.
+    """
+    if wanted == "auto":
+        return min(positions or LONGEST_AUTO, LONGEST_AUTO)
+    assert isinstance(wanted, int)
+    if positions is not None and wanted > positions:
+        raise TuneforgeError(
+            f"is {wanted} and the model has positions for {positions} tokens",
+            path="data.max_length",
+            fix=f"set data.max_length={positions} or less, or pick a model with a longer context",
+        )
+    return wanted
+
+
+def _say_lost(encoded: Encoded, max_length: int, overlong: str) -> None:
+    if encoded.truncated:
+        done = "cut into rows" if overlong == "chunk" else "cut to that length"
+        say(f"{encoded.truncated} documents are longer than {max_length} tokens and were {done}")
+    if encoded.dropped:
+        warn(f"{encoded.dropped} documents were dropped: too long, or no supervised token within {max_length} tokens")
+
+
+class Loaders(pl.LightningDataModule):
+    """The train and eval loaders of this process."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        flatten = context.config.model.attn_implementation == "flash_attention_2"
+        self.collate = Collate(int(context.tokenizer.pad_token_id or 0), flatten)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches from the step that training is at; Lightning asks after a checkpoint is restored."""
+        settled, machine = self.context.settled, self.context.machine
+        assert self.trainer is not None
+        sampler = StepSampler(
+            self.context.train_rows.num_labels,
+            per_device=settled.per_device,
+            accumulate=settled.accumulate,
+            world_size=machine.world_size,
+            rank=machine.rank,
+            seed=self.context.config.seed,
+            num_steps=settled.num_steps,
+            start_step=self.trainer.global_step,
+        )
+        return self._loader(self.context.train_rows, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The eval rows of this process, in order."""
+        machine = self.context.machine
+        sampler = EvalSampler(
+            len(self.context.eval_rows), self.context.settled.per_device, machine.world_size, machine.rank
+        )
+        return self._loader(self.context.eval_rows, sampler)
+
+    def _loader(self, rows: Rows, sampler: StepSampler | EvalSampler) -> DataLoader[Any]:
+        workers = self.context.config.data.num_workers
+        return DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.context.machine.kind == "cuda",
+        )
+
+
+def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
+    """Lightning's trainer for this process; nothing in it prints, saves or samples by Lightning's own defaults."""
+    config, settled = context.config, context.settled
+    callbacks: list[Callback] = [StartChecks(), SampleAnswers(), StopSignals()]
+    callbacks += [make(node) for node in context.tree["callbacks"].values()]
+    loggers = [MetricsFile(context.folder.metrics, keep_to_step)]
+    loggers += [make(node, context.folder.root) for node in context.tree["logger"].values()]
+    return pl.Trainer(
+        default_root_dir=context.folder.root,
+        accelerator="gpu" if context.machine.kind == "cuda" else context.machine.kind,
+        devices=[context.machine.device.index or 0] if context.machine.kind == "cuda" else 1,
+        strategy=make(context.tree["strategy"], context.machine),
+        precision=settled.precision,  # type: ignore[arg-type]
+        max_epochs=1,
+        max_steps=settled.num_steps,
+        accumulate_grad_batches=settled.accumulate,
+        val_check_interval=settled.eval_every * settled.accumulate,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=config.trainer.log_every_n_steps,
+        deterministic=config.trainer.deterministic,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks),
+        enable_model_summary=False,
+        inference_mode=False,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+    )
+
+
+def facts(context: Context) -> dict[str, Any]:
+    """What run.json keeps of the machine and the profile."""
+    machine = context.machine
+    return {
+        "profile": dataclasses.asdict(context.config.hardware),
+        "present": {"device": str(machine.device), "name": machine.name, "memory_bytes": machine.memory_bytes},
+    }

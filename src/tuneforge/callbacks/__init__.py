@@ -1,0 +1,1 @@
+"""Lightning callbacks by the names of conf/callbacks."""

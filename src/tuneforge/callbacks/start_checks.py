@@ -1,0 +1,109 @@
+"""Checks of the very batches and weights a run is about to train on, before it does."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tuneforge.console import say, warn
+from tuneforge.data.encode import IGNORE, Document
+from tuneforge.errors import TuneforgeError
+
+
+def check_labels(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, train_on: str) -> None:
+    """Print the share of supervised tokens; warn where answers have no end or a document starts with two BOS."""
+    tokens = sum(len(d.input_ids) for d in documents)
+    labels = sum(d.num_labels for d in documents)
+    say(f"{len(documents):,} documents, {tokens:,} tokens, {labels / tokens:.0%} of them supervised")
+    special = set(tokenizer.all_special_ids)
+    ends = [d for d in documents if _ends_in(d, special)]
+    if train_on == "assistant" and len(ends) < 0.5 * len(documents):
+        warn(
+            "most answers do not end in an end-of-turn token, so the tuned model would not know when to stop; "
+            "try model.chat_template=plain"
+        )
+    bos = tokenizer.bos_token_id
+    doubled = [d for d in documents if bos is not None and list(d.input_ids[:2]) == [bos, bos]]
+    if doubled:
+        raise TuneforgeError(
+            f"{len(doubled)} documents start with two BOS tokens ({doubled[0].origin} first)",
+            path="model.chat_template",
+            fix="remove the BOS token from the rows or from the template: one of them is enough",
+        )
+
+
+def _ends_in(document: Document, special: set[int]) -> bool:
+    supervised = document.labels[document.labels != IGNORE]
+    return int(supervised[-1]) in special
+
+
+class StartChecks(pl.Callback):
+    """Once, on the loaded model: documents in one packed row do not see each other."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Before the first evaluation."""
+        self._run(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Before training where no evaluation came first (a resumed run), and that train mode is really on."""
+        self._run(pl_module)
+        asleep = [n for n, m in pl_module.model.named_modules() if not m.training]
+        assert not asleep, (
+            f"{len(asleep)} modules are in eval mode, {asleep[:3]} among them: checkpointing would be off"
+        )
+
+    def _run(self, module: Any) -> None:
+        if self.done or not module.context.config.data.packing:
+            return
+        self.done = True
+        documents = shortest_pair(module.context.train_rows.documents)
+        if documents is None:
+            return
+        error = packing_error(module.model, documents, module.device)
+        limit = 1e-4 if module.context.settled.precision == "32-true" else 2e-2
+        if error > limit:
+            raise TuneforgeError(
+                f"documents in one row see each other: packed logits differ from separate ones by {error:.1%} "
+                f"(attn_implementation={module.context.config.model.attn_implementation})",
+                path="data.packing",
+                fix="set data.packing=false, or model.attn_implementation=sdpa",
+            )
+
+
+def shortest_pair(documents: Sequence[Document], longest: int = 256) -> list[Document] | None:
+    """Two different short documents, cut to `longest` tokens; None where there are not two."""
+    different = [d for d in documents[1:] if not np.array_equal(d.input_ids, documents[0].input_ids)]
+    if not different:
+        return None
+    pair = sorted([documents[0], *different], key=lambda d: len(d.input_ids))[:2]
+    return [Document(d.input_ids[:longest], d.labels[:longest], d.origin) for d in pair]
+
+
+@torch.no_grad()
+def packing_error(model: nn.Module, documents: Sequence[Document], device: torch.device) -> float:
+    """Root mean square difference of packed and separate logits, relative to the logits' own."""
+    was_training = {m: m.training for m in model.modules()}
+    for module in model.modules():
+        # 4-bit layers stay as they are: see CausalLM.train.
+        module.training = module.training and type(module).__name__ == "Linear4bit"
+    try:
+        separate = torch.cat([_logits(model, [d], device) for d in documents])
+        packed = _logits(model, documents, device)
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    return float((packed - separate).pow(2).mean().sqrt() / separate.pow(2).mean().sqrt())
+
+
+def _logits(model: nn.Module, documents: Sequence[Document], device: torch.device) -> Tensor:
+    ids = torch.from_numpy(np.concatenate([d.input_ids for d in documents])).to(device)
+    positions = torch.cat([torch.arange(len(d.input_ids), device=device) for d in documents])
+    output = model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+    return output.logits[0].float()  # type: ignore[no-any-return]

@@ -1,0 +1,346 @@
+"""Rows from local files: JSONL, JSON, CSV, TSV or Parquet; one file, a folder or a glob. All rows or an error."""
+
+import csv
+import glob
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneforge.data.rows import Row, first_few, kind_of
+from tuneforge.errors import TuneforgeError, near
+
+GROUP_COLUMNS = ("group", "conversation_id", "document_id")
+"""Columns that say which rows belong together; the first one with a value counts."""
+
+_SHOWN = 3
+"""Broken lines that a message spells out; the rest are counted."""
+_NO_ROWS = "write at least one row, or name another file"
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_FIELD_LIMIT = 2**31 - 1
+"""Characters in one CSV field. Python stops at 131072, less than a long document; more would overflow a C long."""
+
+
+def file(*, path: str) -> list[Row]:
+    """Every row of one file, of the data files in a folder, or of the files that a glob matches, in sorted order."""
+    try:
+        found = _find(path)
+    except OSError as error:
+        raise _error(f"cannot look at {path}: {error.strerror}", "check the path and its permissions") from error
+    base = os.path.commonpath([one.parent for one in found])
+    rows: list[Row] = []
+    for one in found:
+        name = one.relative_to(base).as_posix()
+        rows += _READERS[one.suffix.lower()](_bytes(one, name), name)
+    return rows
+
+
+def _error(message: str, fix: str) -> TuneforgeError:
+    return TuneforgeError(message, path="data.path", fix=fix)
+
+
+# Which files
+
+
+def _find(path: str | None) -> list[Path]:
+    if not path or not path.strip():
+        shown = "null" if path is None else "empty"
+        raise _error(f"data=file needs a file, a folder or a glob, and this is {shown}", "data.path=rows.jsonl")
+    if "://" in path:
+        raise _error(f"{path} is an address; data=file reads local files", "download it, or use data=hub for a hub set")
+    target = Path(os.path.expanduser(path))
+    if target.is_dir():
+        return _in_folder(target)
+    if target.exists():
+        return [_known(target)]
+    if any(character in path for character in "*?["):
+        return _matching(target)
+    raise _missing(target)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    # A leading dot is an editor's or macOS's own copy ("._rows.jsonl"), never a shard.
+    visible = [one for one in folder.iterdir() if not one.name.startswith(".")]
+    found = sorted(one for one in visible if one.suffix.lower() in _READERS and one.is_file())
+    if found:
+        return found
+    here = ", ".join(sorted(one.name for one in visible)[:8]) or "nothing"
+    deeper = f"; for files further down: data.path='{folder}/**/*.jsonl'" if any(map(Path.is_dir, visible)) else ""
+    raise _error(f"no data file in the folder {folder.resolve()}, which holds: {here}", f"{_known_list()}{deeper}")
+
+
+def _matching(pattern: Path) -> list[Path]:
+    found = sorted(one for one in map(Path, glob.glob(str(pattern), recursive=True)) if one.is_file())
+    if not found:
+        raise _error(
+            f"no file matches the glob {pattern} (looked from {Path.cwd()})",
+            "quote it, so that the shell leaves it alone: 'data.path=data/*.jsonl'",
+        )
+    return [_known(one) for one in found]
+
+
+def _known(path: Path) -> Path:
+    extension = path.suffix.lower()
+    if extension in _READERS:
+        return path
+    what = f"ends in '{extension}'" if extension else "has no extension"
+    fix = "unpack it first; " if extension in _PACKED else ""
+    raise _error(f"{path} {what}, so its format is unknown", f"{fix}{_known_list()}")
+
+
+def _known_list() -> str:
+    return f"known data files: {' '.join(sorted(_READERS))}"
+
+
+def _missing(path: Path) -> TuneforgeError:
+    if path.is_symlink():
+        return _error(f"{path} is a link to {path.readlink()}, which does not exist", "mend the link")
+    folder = path.parent
+    if not folder.is_dir():
+        exists = next(one for one in folder.resolve().parents if one.is_dir())
+        return _error(f"no such folder: {folder.resolve()} (it exists up to {exists})", "check the path")
+    names = sorted(one.name for one in folder.iterdir())
+    close = near(path.name, names)
+    data = [name for name in names if Path(name).suffix.lower() in _READERS]
+    hint = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
+    holds = f"data files there: {', '.join(data[:8]) or 'none'}{' ...' if len(data) > 8 else ''}"
+    return _error(f"no such file: {path.name} (looked in {folder.resolve()})", f"{hint}{holds}")
+
+
+# From bytes to text
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise _error(f"cannot read {name}: {error.strerror}", f"check its permissions: ls -l {path}") from error
+    if not raw:
+        raise _error(f"{name} is empty", _NO_ROWS)
+    return raw
+
+
+def _text(raw: bytes, name: str) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        encoding = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
+        where = f"{_place(raw, error.start)} (0x{raw[error.start]:02x})"
+        raise _error(f"{name} is not UTF-8: {where}", _iconv(encoding, name)) from None
+    nul = raw.find(b"\0")
+    if nul >= 0:
+        # Text in UTF-16 without a mark is valid UTF-8 with a NUL beside every ASCII letter.
+        wide = raw.count(b"\0") * 3 > len(raw)
+        utf16 = _iconv("UTF-16BE" if nul == 0 else "UTF-16LE", name)
+        fix = utf16 if wide else "remove it: the file is damaged or binary"
+        raise _error(f"{name} holds a NUL byte: {_place(raw, nul)}", fix)
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
+        raise _error(f"{name} is empty: it holds blank lines only", _NO_ROWS)
+    return text
+
+
+def _place(raw: bytes, offset: int) -> str:
+    line = raw.count(b"\n", 0, offset) + 1
+    return f"line {line}, byte offset {offset}"
+
+
+def _iconv(encoding: str, name: str) -> str:
+    return f"convert it, for example: iconv -f {encoding} -t UTF-8 {name} > utf8-{Path(name).name}"
+
+
+# From text to rows
+
+
+def _row(fields: Mapping[str, Any], origin: str) -> Row:
+    return Row(fields, origin, _group(fields))
+
+
+def _group(fields: Mapping[str, Any]) -> str:
+    for column in GROUP_COLUMNS:
+        value = fields.get(column)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # pandas turns a column of integers with a gap into floats
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return str(value)
+    return ""
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError(f"one object has these keys twice: {_twice([key for key, _ in pairs])}")
+    return fields
+
+
+def _twice(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name, count in Counter(names).items() if count > 1)
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    """What is wrong with some JSON; besides its syntax that is a doubled key, too many digits or too deep nesting."""
+    if isinstance(error, json.JSONDecodeError):
+        excerpt = error.doc[max(0, error.pos - 20) : error.pos + 20]
+        return f"column {error.colno}: {error.msg}, near {excerpt!r}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _jsonl(raw: bytes, name: str) -> list[Row]:
+    text = _text(raw, name)
+    rows: list[Row] = []
+    broken: list[str] = []
+    # Not splitlines(): that also cuts at U+2028 and others, which JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = _parse(line)
+        except (ValueError, RecursionError) as error:
+            broken.append(f"line {number}, {_why(error)}")
+            continue
+        if isinstance(value, dict):
+            rows.append(_row(value, f"{name}:{number}"))
+        else:
+            broken.append(f"line {number} is {kind_of(value)}, not an object")
+    if broken:
+        count = f"{len(broken)} broken line{'s' if len(broken) > 1 else ''}"
+        raise _error(f"{name} has {count}:{first_few(broken, _SHOWN)}", _jsonl_fix(text))
+    return rows
+
+
+def _jsonl_fix(text: str) -> str:
+    try:
+        _parse(text)
+    except (ValueError, RecursionError):
+        return "wanted on every line: one JSON object with the row's columns"
+    return "the file as a whole is one JSON value: rename it to .json"
+
+
+def _json(raw: bytes, name: str) -> list[Row]:
+    text = _text(raw, name)
+    try:
+        value = _parse(text)
+    except (ValueError, RecursionError) as error:
+        raise _json_error(error, text, name) from None
+    if isinstance(value, dict):
+        value = _only_list(value, name)
+    if not isinstance(value, list):
+        raise _error(f"{name} is {kind_of(value)}", "wanted: a list of objects, one for each row")
+    if not value:
+        raise _error(f"{name} is an empty list", _NO_ROWS)
+    broken = [f"{name}[{i}] is {kind_of(one)}" for i, one in enumerate(value) if not isinstance(one, dict)]
+    if broken:
+        fix = "wanted: a list of objects, one for each row"
+        raise _error(f"{len(broken)} of {len(value)} rows in {name} are not objects:{first_few(broken, _SHOWN)}", fix)
+    return [_row(one, f"{name}[{i}]") for i, one in enumerate(value)]
+
+
+def _json_error(error: ValueError | RecursionError, text: str, name: str) -> TuneforgeError:
+    if not isinstance(error, json.JSONDecodeError):
+        return _error(f"{name} is broken: {_why(error)}", "correct the file")
+    if error.msg == "Extra data" and _is_object(text.strip().split("\n", 1)[0]):
+        return _error(f"{name} is JSONL (one object on each line), not JSON", "rename it to .jsonl")
+    end = text.rstrip()
+    where = f"line {error.lineno}, {_why(error)}"
+    if error.pos >= len(end) or end[-1] not in "]}":
+        return _error(f"{name} is cut off: it ends inside a value ({where})", "write or download it again")
+    return _error(f"{name} is broken: {where}", "correct the file")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(_parse(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _only_list(value: Mapping[str, Any], name: str) -> Any:
+    """The rows of {"data": [...]}: the one value that is a list of objects, so that no second list is dropped."""
+    lists = [key for key, one in value.items() if isinstance(one, list) and one and isinstance(one[0], dict)]
+    if len(lists) == 1:
+        return value[lists[0]]
+    found = f"{len(lists)} of them ({', '.join(lists)})" if lists else f"none (keys: {', '.join(value) or 'none'})"
+    fix = "write a list of objects, one for each row (pandas: orient='records'); if it is one row, rename it to .jsonl"
+    raise _error(f"{name} is an object; wanted in it: exactly one list of objects; found: {found}", fix)
+
+
+def _csv(raw: bytes, name: str) -> list[Row]:
+    return _table(_text(raw, name), name, ",")
+
+
+def _tsv(raw: bytes, name: str) -> list[Row]:
+    return _table(_text(raw, name), name, "\t")
+
+
+def _table(text: str, name: str, delimiter: str) -> list[Row]:
+    (_, header), *records = _records(text, name, delimiter)
+    if len(set(header)) < len(header):
+        raise _error(f"the header of {name} names columns twice: {_twice(header)}", "give each column its own name")
+    other = next((mark for mark in ",;\t|" if len(header) == 1 and mark in header[0]), "")
+    if other:
+        what = f"one column, {header[0]!r}: it looks separated by {other!r}, not {delimiter!r}"
+        raise _error(f"the header of {name} is {what}", "separate by commas in .csv, by tabs in .tsv")
+    if not records:
+        raise _error(f"{name} has a header and no rows", _NO_ROWS)
+    wrong = [f"line {line}: {len(one)} fields" for line, one in records if len(one) != len(header)]
+    if wrong:
+        count = f"{len(wrong)} row{'s' if len(wrong) > 1 else ''} whose fields are not the header's {len(header)}"
+        fix = f'put a field that holds {delimiter!r} or a line break in quotes: "like, this"'
+        raise _error(f"{name} has {count}:{first_few(wrong, _SHOWN)}", fix)
+    return [_row(dict(zip(header, one, strict=True)), f"{name}:{line}") for line, one in records]
+
+
+def _records(text: str, name: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Each record with the line on which it starts (a quoted field may span lines); blank lines are left out."""
+    csv.field_size_limit(_FIELD_LIMIT)
+    # strict: without it an unclosed quote swallows the rest of the file into one field, in silence.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    records: list[tuple[int, list[str]]] = []
+    start = 1
+    try:
+        for fields in reader:
+            if fields:
+                records.append((start, fields))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        fix = 'close each quote, and double a quote inside a quoted field: "she said ""yes"""'
+        raise _error(f"{name} is broken in the row that starts on line {start}: {error}", fix) from error
+    return records
+
+
+def _parquet(raw: bytes, name: str) -> list[Row]:
+    """Its rows are counted from 1 in their origin: `name row 3`."""
+    # Imported here: it is optional, and time that no other format should pay.
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise _error(f"{name} is Parquet, which needs pyarrow ({error})", "pip install 'tuneforge[data]'") from error
+    try:
+        table = parquet.ParquetFile(arrow.BufferReader(raw)).read()
+        columns: list[str] = table.column_names
+        if len(set(columns)) < len(columns):
+            raise _error(f"{name} has columns of the same name: {_twice(columns)}", "give each column its own name")
+        records: list[dict[str, Any]] = table.to_pylist()
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise _error(f"{name} is not a readable Parquet file: {error}", "write or download it again") from error
+    if not records:
+        raise _error(f"{name} has columns and no rows", _NO_ROWS)
+    return [_row(one, f"{name} row {number}") for number, one in enumerate(records, 1)]
+
+
+_READERS: dict[str, Callable[[bytes, str], list[Row]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,83 @@
+"""Rows read, recognised, checked and split: all that can be known about the data before a model is loaded."""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneforge.console import warn
+from tuneforge.data.formats import Example, convert, recognise, shuffle_answers
+from tuneforge.data.rows import Row
+from tuneforge.data.split import split
+from tuneforge.errors import TuneforgeError
+from tuneforge.schema.data import Data
+from tuneforge.targets import make
+
+
+@dataclass(frozen=True)
+class Source:
+    """The examples of a run."""
+
+    format: str
+    """alpaca, chat, prompt_completion or text."""
+    train: list[Example]
+    eval: list[Example]
+    digest: str
+    """sha256 over all rows in order: a resumed run must see the same."""
+    num_rows: int
+
+
+def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
+    """Read and split the rows of `node`, the config's data node with its `_target_`.
+
+    Raises:
+        TuneforgeError: a file, row or split that cannot be used, named.
+    """
+    rows: list[Row] = make(node)
+    form = recognise(rows, data.format)
+    examples, skipped = convert(rows, form, data.on_bad)
+    if skipped:
+        first = skipped[0].message
+        warn(f"{len(skipped)} of {len(rows)} rows do not fit the format and were skipped; the first: {first}")
+    if data.split.eval_path is not None:
+        held_rows: list[Row] = make({**node, "path": data.split.eval_path})
+        train, held = examples, convert(held_rows, recognise(held_rows, form), data.on_bad)[0]
+    else:
+        train, held = split(examples, by=data.split.by, eval_fraction=data.split.eval_fraction, seed=seed)
+    _check_sides(train, held)
+    if data.shuffle_answers:
+        train = shuffle_answers(train, seed)
+    return Source(
+        format=form,
+        train=_sample(train, data.max_rows, seed),
+        eval=_sample(held, min(filter(None, (data.max_rows, data.split.max_eval_rows)), default=0), seed),
+        digest=_digest(rows),
+        num_rows=len(rows),
+    )
+
+
+def _check_sides(train: Sequence[Example], held: Sequence[Example]) -> None:
+    for side, name in ((train, "train"), (held, "eval")):
+        if not side:
+            raise TuneforgeError(
+                f"the split leaves no {name} row ({len(train)} train, {len(held)} eval)",
+                path="data.split",
+                fix="give more rows, change data.split.eval_fraction, or set data.split.eval_path=FILE",
+            )
+
+
+def _sample(examples: list[Example], limit: int, seed: int) -> list[Example]:
+    """At most `limit` examples (0: all), the same ones for the same seed, in their own order."""
+    if not limit or len(examples) <= limit:
+        return examples
+    chosen = sorted(random.Random(seed).sample(range(len(examples)), limit))  # noqa: S311  not a secret
+    return [examples[i] for i in chosen]
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(dataclasses.astuple(row)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""The ends of a run: measuring before and after, restoring the best weights, exporting them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from tuneforge.callbacks.checkpoints import Checkpoints
+from tuneforge.callbacks.samples import SampleAnswers
+from tuneforge.callbacks.signals import StopSignals
+from tuneforge.context import Context
+
+
+@dataclass
+class Measured:
+    """The model at one moment, on the eval split."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+
+def measure(trainer: pl.Trainer, module: pl.LightningModule, loaders: pl.LightningDataModule) -> Measured:
+    """Eval metrics and sample answers of the weights as they are."""
+    metrics = trainer.validate(module, loaders, verbose=False)[0]
+    return Measured({k: float(v) for k, v in metrics.items()}, _callback(trainer, SampleAnswers).take())
+
+
+def restore_best(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Load the weights of the checkpoint with the lowest eval loss; the last weights stay where none is kept."""
+    found = [c for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
+    if not found or found[0].best_step is None:
+        return
+    path = found[0].path(trainer, found[0].best_step)
+    checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(path, weights_only=True)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
+
+
+@contextmanager
+def without_loggers(trainer: pl.Trainer) -> Iterator[None]:
+    """Within, an evaluation is not logged as one of the run's own."""
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+
+
+def signal_received(trainer: pl.Trainer) -> int | None:
+    """The signal that ended training early, if one did."""
+    received: int | None = _callback(trainer, StopSignals).received
+    return received
+
+
+def export(context: Context, module: Any) -> None:
+    """Write adapter or model, tokenizer and chat template as `from_pretrained` reads them."""
+    if context.machine.rank != 0:
+        return
+    is_adapter = not context.method.trains_base
+    folder = context.folder.result(is_adapter)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    model = module.model if is_adapter else module.model.to(getattr(torch, context.settled.base_dtype))
+    model.save_pretrained(temporary)
+    context.tokenizer.save_pretrained(temporary)
+    temporary.replace(folder)
+
+
+def _callback(trainer: pl.Trainer, kind: type[Any]) -> Any:
+    return next(c for c in trainer.callbacks if isinstance(c, kind))  # type: ignore[attr-defined]

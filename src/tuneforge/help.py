@@ -1,0 +1,69 @@
+"""What `--help` and `--cfg job` print."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tuneforge.compose import Composed, front, groups
+from tuneforge.errors import TuneforgeError, did_you_mean
+
+_HELP = """\
+tuneforge: composable fine-tuning of language models
+
+usage: python -m tuneforge [VERB] [GROUP=OPTION ...] [KEY=VALUE ...]
+
+examples:
+  python -m tuneforge                                              bundled model and text, 3 minutes on a CPU
+  python -m tuneforge method=qlora hardware=rtx4090                4-bit base, LoRA adapters, planned for a 24 GB card
+  python -m tuneforge model=hf model.path=DIR data=file data.path=rows.jsonl
+  python -m tuneforge --cfg job method=full                        the resolved config, nothing else
+  python -m tuneforge -m optim.lr=1e-4,2e-4,4e-4                   one run for each value
+
+verbs:
+{verbs}
+
+groups and their options (a run picks one of each):
+{groups}
+
+keys people set most:
+  model.path=ID|FOLDER      data.path=FILE          data.max_length=N        method.r=N
+  optim.lr=X                batch.effective=N       batch.per_device=N       trainer.max_steps=N
+  trainer.max_epochs=X      trainer.devices=N       resume=auto|RUN          seed=N
+
+flags:
+  --cfg job [--package KEY]  print the resolved config, or one node of it, and stop
+  --multirun, -m             try every combination of comma-separated values
+  --config-dir DIR, -cd      option files of your own, in folders named like the groups
+  --info, --hydra-help       Hydra's own views
+  --version                  print the version
+  --help, -h                 this text
+
+exit codes: 0 done, 1 our fault, 2 something you can fix, 3 a check refused the result, 130/143 interrupted"""
+
+
+def help_text(verb: str, verbs: Mapping[str, str], config_dirs: Sequence[Path]) -> str:
+    """The help page, with the options that are really there."""
+    with front(config_dirs) as loader:
+        found = groups(loader)
+    width = max(map(len, found))
+    listing = "\n".join(
+        textwrap.fill(
+            " ".join(options), 116, initial_indent=f"  {group:<{width}}  ", subsequent_indent=" " * (width + 4)
+        )
+        for group, options in sorted(found.items())
+    )
+    return _HELP.format(verbs="\n".join(f"  {name:<10} {what}" for name, what in verbs.items()), groups=listing)
+
+
+def config_text(composed: Composed, package: str | None) -> str:
+    """The resolved config as YAML, or the node at the dotted path `package`."""
+    node: Any = composed.tree
+    for part in package.split(".") if package else []:
+        if not isinstance(node, dict) or part not in node:
+            known = node if isinstance(node, dict) else []
+            raise TuneforgeError(f"--package {package}: there is no node {part!r}", fix=did_you_mean(part, known))
+        node = node[part]
+    return OmegaConf.to_yaml(OmegaConf.create(node)).rstrip() if isinstance(node, dict) else str(node)

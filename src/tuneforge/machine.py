@@ -1,0 +1,88 @@
+"""What this process really runs on, and how that differs from the hardware profile of the config."""
+
+import os
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from tuneforge.errors import TuneforgeError
+from tuneforge.schema import Config
+from tuneforge.schema.hardware import Hardware
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One process's device, and its place among the others."""
+
+    device: torch.device
+    name: str
+    memory_bytes: int
+    """Memory of the device: a GPU's own, or the host's for a CPU run."""
+    bf16: bool
+    """Whether the device computes in bfloat16 at speed."""
+    fp16: bool
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def kind(self) -> str:
+        """cuda, mps or cpu."""
+        return self.device.type
+
+
+def detect(config: Config) -> Machine:
+    """The device this process gets.
+
+    Raises:
+        TuneforgeError: `trainer.accelerator` names a kind that is not there.
+    """
+    wanted = config.trainer.accelerator
+    present = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = present if wanted == "auto" else wanted
+    if kind not in ("cpu", present):
+        raise TuneforgeError(
+            f"is {wanted!r} and torch finds no such device here (it finds {present})",
+            path="trainer.accelerator",
+            fix="drop the key, or install a torch build for the device",
+        )
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if kind == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        facts = torch.cuda.get_device_properties(device)
+        return Machine(device, facts.name, facts.total_memory, facts.major >= 8, True, world_size, rank)
+    memory = psutil.virtual_memory().total
+    if kind == "mps":
+        return Machine(torch.device("mps"), "Apple GPU", memory, False, True, world_size, rank)
+    return Machine(torch.device("cpu"), f"CPU, {os.cpu_count()} cores", memory, False, False, world_size, rank)
+
+
+def compare(hardware: Hardware, machine: Machine) -> str:
+    """One line that says how this machine differs from the profile; "" when it does not.
+
+    Raises:
+        TuneforgeError: it differs and `hardware.require` is set.
+    """
+    if hardware.kind == "auto":
+        return ""
+    same_kind = hardware.kind == machine.kind or (hardware.kind, machine.kind) == ("rocm", "cuda")
+    if same_kind and (not hardware.match or any(m in machine.name.lower() for m in hardware.match)):
+        return ""
+    profile = f"{hardware.vram_gb:g} GB, " if hardware.vram_gb else ""
+    best = "bf16" if "bf16" in hardware.precisions else hardware.precisions[-1] if hardware.precisions else "fp32"
+    line = (
+        f"hardware={hardware.name} ({profile}{best}) is not here: running on {machine.name} "
+        f"({machine.memory_bytes / GIB:.0f} GB, {'bf16' if machine.bf16 else 'fp16' if machine.fp16 else 'fp32'}), "
+        f"slower, and with {'unpaged optimizer states' if machine.kind != 'cuda' else 'its own memory limit'}"
+    )
+    if hardware.require:
+        raise TuneforgeError(line, path="hardware", fix="run it on that device, or drop hardware.require=true")
+    return line
+
+
+def usable_bytes(hardware: Hardware, machine: Machine) -> int:
+    """Memory to plan a run for: the lesser of the profile's and the device's."""
+    profile = int(hardware.vram_gb * GIB) if hardware.vram_gb else machine.memory_bytes
+    return min(profile, machine.memory_bytes)

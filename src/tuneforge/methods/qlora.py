@@ -1,0 +1,26 @@
+"""QLoRA: LoRA over a base in 4-bit NF4 with double quantisation (arXiv 2305.14314)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from tuneforge.methods.lora import Lora
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLora(Lora):
+    """LoRA whose frozen base is stored in 4 bits; matrix products run in the compute type."""
+
+    double_quant: bool = True
+    """Quantise the quantisation constants too: 0.127 bits a parameter instead of 0.5 (section 3 of the paper)."""
+
+    def quantization_config(self, dtype: torch.dtype) -> Any:
+        """NF4, computing and padding in `dtype`."""
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=self.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )

@@ -1,0 +1,183 @@
+"""Loading weights and tokenizers; every way this fails for a user becomes an error that names the config path."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tuneforge.errors import TuneforgeError
+from tuneforge.schema.model import Model
+
+BUNDLED = "bundled:"
+
+
+def locate(path: str) -> str:
+    """What transformers is asked to load: a hub id as it is, a folder, or the folder of a bundled model.
+
+    Raises:
+        TuneforgeError: the path is a folder that is not there or holds no model.
+    """
+    if path.startswith(BUNDLED):
+        return str(resources.files("tuneforge").joinpath("assets", path.removeprefix(BUNDLED)))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            raise TuneforgeError(
+                f"{path}: the folder has no config.json, so it is not a model (it holds {found})",
+                path="model.path",
+                fix="give the folder that `save_pretrained` wrote; an adapter goes into model.adapter, its base here",
+            )
+        return str(folder)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise TuneforgeError(f"{path}: there is no such folder", path="model.path", fix=f"looked at {folder.resolve()}")
+    return path
+
+
+def check_weights(model: Model) -> None:
+    """Refuse a local folder without weights before anything else is loaded."""
+    folder = Path(locate(model.path))
+    if model.init == "scratch" or not folder.is_dir():
+        return
+    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
+        raise TuneforgeError(
+            f"{model.path}: the folder has a config but no weights (it holds {found})",
+            path="model.path",
+            fix="copy the *.safetensors files there too, or start from random ones: model.init=scratch method=full",
+        )
+
+
+@contextmanager
+def _explained(model: Model) -> Iterator[None]:
+    """Library errors while loading, told in the words of the config."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise TuneforgeError(
+            f"{model.path} is gated on the hub and this machine has no access to it",
+            path="model.path",
+            fix="accept its terms on the model's page, then export HF_TOKEN=<your token>",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise TuneforgeError(
+            f"{model.path} is not on the hub (or is private)",
+            path="model.path",
+            fix="check the spelling; a private one needs HF_TOKEN; a local folder is given as ./folder",
+        ) from error
+    except SafetensorError as error:
+        raise TuneforgeError(
+            f"{model.path}: a weights file cannot be read ({error})", path="model.path", fix="copy or download it again"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _from_message(model, error) from error
+
+
+def _from_message(model: Model, error: Exception) -> TuneforgeError:
+    """transformers wraps the hub's errors in OSError and ValueError with only a text to tell them apart."""
+    causes = [error, error.__cause__, error.__context__]
+    if any(isinstance(c, GatedRepoError) for c in causes) or "gated repo" in str(error):
+        return TuneforgeError(
+            f"{model.path} is gated on the hub and this machine has no access to it",
+            path="model.path",
+            fix="accept its terms on the model's page, then export HF_TOKEN=<your token>",
+        )
+    if "trust_remote_code" in str(error):
+        return TuneforgeError(
+            f"{model.path} needs Python code of its own to load",
+            path="model.trust_remote_code",
+            fix="read that code, then set model.trust_remote_code=true model.revision=<the commit you read>",
+        )
+    first = str(error).strip().splitlines()[0][:300]
+    local = Path(locate(model.path)).is_dir()
+    if local:
+        return TuneforgeError(f"{model.path} cannot be loaded: {first}", path="model.path")
+    return TuneforgeError(
+        f"{model.path} is no local folder, and the hub could not be asked for it: {first}",
+        path="model.path",
+        fix="check the spelling and the network; offline, give the folder of a model saved here before (./folder)",
+    )
+
+
+def load_config(model: Model) -> PretrainedConfig:
+    """The model's architecture."""
+    with _explained(model):
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            locate(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    return config
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right, with a pad token that is only ever used as filler."""
+    with _explained(model):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            locate(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    if tokenizer.eos_token_id is None:
+        raise TuneforgeError(
+            f"the tokenizer of {model.path} has no EOS token, so a tuned model could not end an answer",
+            path="model.path",
+            fix="set `eos_token` in its tokenizer_config.json",
+        )
+    if tokenizer.pad_token_id is None:
+        # Labels are built from spans, never from ids, so a pad that equals EOS hides no real EOS.
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(
+    model: Model, config: PretrainedConfig, dtype: torch.dtype, quantization_config: Any = None
+) -> PreTrainedModel:
+    """The model in `dtype`, with pretrained or new random weights, left in eval mode as transformers does."""
+    if model.init == "scratch":
+        fresh: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=model.attn_implementation
+        )
+        return fresh
+    extra = {} if quantization_config is None else {"quantization_config": quantization_config}
+    with _explained(model):
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            locate(model.path),
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            dtype=dtype,
+            attn_implementation=model.attn_implementation,
+            **extra,
+        )
+    return loaded
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Longest sequence the model has positions for; None where the architecture sets no limit."""
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        value = getattr(config.get_text_config(), name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def base_name(model: Model) -> str:
+    """The base as run.json and the adapter's card record it."""
+    return model.path
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The facts a bundled model's card states about it."""
+    card: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    return card

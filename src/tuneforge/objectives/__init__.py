@@ -1,0 +1,1 @@
+"""What is learnt: Lightning modules by the names of the recipes."""

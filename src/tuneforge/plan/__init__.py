@@ -1,0 +1,1 @@
+"""What a run will need, worked out before any weight is loaded: no torch, no network, no GPU."""

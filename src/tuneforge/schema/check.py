@@ -1,0 +1,204 @@
+"""One pass over the composed tree against its schema: every problem found, defaults filled in, numbers coerced."""
+
+import copy
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from tuneforge.errors import Problem, did_you_mean, near
+from tuneforge.schema.signature import (
+    MISSING,
+    Field,
+    NodeType,
+    Of,
+    UnreadableTargetError,
+    members,
+    read_signature,
+)
+from tuneforge.schema.types import Range
+from tuneforge.targets import why_untrusted
+
+ROOT = NodeType("tuneforge.schema.Config")
+TARGET = "_target_"
+
+OriginOf = Callable[[str], str]
+
+
+@dataclass
+class Checked:
+    """The tree as it will be used, and all that is wrong with it."""
+
+    tree: dict[str, Any]
+    problems: list[Problem] = field(default_factory=list)
+    defaulted: dict[str, str] = field(default_factory=dict)
+    """Dotted path -> the schema that supplied the value, for keys that no file or override set."""
+
+
+def check(tree: Mapping[str, Any], origin_of: OriginOf = lambda _: "") -> Checked:
+    """Check a resolved tree of plain containers against the schema of a run."""
+    walk = _Walk(origin_of)
+    value = walk.node(dict(tree), ROOT, "")
+    return Checked(value, walk.problems, walk.defaulted)
+
+
+def leaf_paths(target: str = ROOT.target, prefix: str = "") -> list[str]:
+    """Every dotted path of the schema; `*` stands for the names of a mapping."""
+    found = []
+    for name, option in read_signature(target).fields.items():
+        path = f"{prefix}.{name}" if prefix else name
+        nested = [m for m in members(option.type) if isinstance(m, NodeType)]
+        mapped = [m.inner[1] for m in members(option.type) if isinstance(m, Of) and m.outer is dict]
+        for node in nested:
+            found += leaf_paths(node.target, path)
+        for node in [m for m in mapped if isinstance(m, NodeType)]:
+            found += leaf_paths(node.target, f"{path}.*")
+        if not nested:
+            found.append(path)
+    return found
+
+
+class _Walk:
+    def __init__(self, origin_of: OriginOf) -> None:
+        self.origin_of = origin_of
+        self.problems: list[Problem] = []
+        self.defaulted: dict[str, str] = {}
+
+    def report(self, path: str, message: str, fix: str = "") -> None:
+        self.problems.append(Problem(message, path, self.origin_of(path), fix))
+
+    def node(self, tree: dict[str, Any], type_: NodeType, path: str) -> dict[str, Any]:
+        """A mapping against a dataclass, and against the signature of its `_target_` if it is pluggable."""
+        signature = read_signature(type_.target)
+        fields, accepts_any = dict(signature.fields), signature.accepts_any
+        if signature.pluggable:
+            accepts_any |= self.add_target(tree, path, fields)
+        done: dict[str, Any] = {}
+        for name, value in tree.items():
+            where = f"{path}.{name}" if path else name
+            if name in fields:
+                done[name] = self.value(value, fields[name].type, where)
+            elif (name == TARGET and signature.pluggable) or accepts_any:
+                done[name] = value
+            else:
+                self.unknown(name, value, where, fields)
+        self.fill(done, fields, path, type_.target)
+        return done
+
+    def add_target(self, tree: dict[str, Any], path: str, fields: dict[str, Field]) -> bool:
+        """Add the target's own options to `fields`; what the framework reads itself keeps its own type."""
+        target = tree.get(TARGET)
+        if target is None:
+            return False
+        where = f"{path}.{TARGET}"
+        if not isinstance(target, str):
+            self.report(where, f"must be a dotted path, got {_shown(target)}")
+            return True
+        refusal = why_untrusted(target)
+        if refusal:
+            self.report(where, refusal)
+            return True
+        try:
+            signature = read_signature(target)
+        except UnreadableTargetError as error:
+            self.report(where, f"{target} cannot be found: {error}")
+            return True
+        for name, option in signature.fields.items():
+            known = fields.get(name)
+            # A field of the node keeps the type and the documentation; the target may supply the default.
+            if known is None or (known.required and not option.required):
+                fields[name] = option if known is None else Field(name, known.type, option.default, known.doc)
+        return signature.accepts_any
+
+    def fill(self, done: dict[str, Any], fields: Mapping[str, Field], path: str, schema: str) -> None:
+        for name, option in fields.items():
+            if name in done or any(p.path == (f"{path}.{name}" if path else name) for p in self.problems):
+                continue
+            where = f"{path}.{name}" if path else name
+            nested = [m for m in members(option.type) if isinstance(m, NodeType)]
+            if option.default is ... and nested:
+                done[name] = self.node({}, nested[0], where)
+            elif option.default is ...:
+                continue  # an expression that only the target itself can evaluate
+            elif option.required:
+                self.report(where, f"is required and nothing sets it ({option.doc or schema})")
+            else:
+                done[name] = copy.deepcopy(
+                    list(option.default) if isinstance(option.default, tuple) else option.default
+                )
+                self.defaulted[where] = schema
+
+    def unknown(self, name: str, value: Any, where: str, fields: Mapping[str, Field]) -> None:
+        fix = did_you_mean(name, fields)
+        if not near(name, fields):
+            elsewhere = [p for p in leaf_paths() if p.rpartition(".")[2] == name]
+            close = difflib.get_close_matches(where, elsewhere, n=3, cutoff=0.0)
+            if close:
+                fix = f"did you mean {' or '.join(map(repr, close))}? {fix}"
+        self.report(where, f"there is no such key (value {_shown(value)})", fix)
+
+    def value(self, value: Any, type_: Any, path: str) -> Any:
+        """The value, coerced where nothing is lost (3 for a float), or a problem."""
+        for alternative in members(type_):
+            if isinstance(alternative, NodeType) and isinstance(value, Mapping):
+                return self.node(dict(value), alternative, path)
+            if isinstance(alternative, Of):
+                if alternative.outer is dict and isinstance(value, Mapping):
+                    return {k: self.value(v, alternative.inner[1], f"{path}.{k}") for k, v in value.items()}
+                if alternative.outer is not dict and isinstance(value, list | tuple):
+                    return [self.value(v, alternative.inner[0], path) for v in value]
+        for alternative in members(type_):
+            fits, coerced = _fits(value, alternative)
+            if fits:
+                return coerced
+        wanted = " or ".join(dict.fromkeys(_described(a) for a in members(type_)))
+        choices = [str(c) for a in members(type_) if get_origin(a) is Literal for c in get_args(a)]
+        close = near(str(value), choices) if isinstance(value, str) else []
+        fix = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+        self.report(path, f"must be {wanted}, got {_shown(value)}", fix)
+        return value
+
+
+def _fits(value: Any, type_: Any) -> tuple[bool, Any]:
+    """Whether a scalar is of the type, and the value to use."""
+    if type_ is Any or type_ is MISSING:
+        return True, value
+    if type_ is None:
+        return value is None, value
+    if get_origin(type_) is Literal:
+        return any(value == c and type(value) is type(c) for c in get_args(type_)), value
+    if get_origin(type_) is Annotated:
+        inner, *constraints = get_args(type_)
+        fits, coerced = _fits(value, inner)
+        return fits and all(c.holds(coerced) for c in constraints if isinstance(c, Range)), coerced
+    if type_ is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number, float(value) if number else value
+    if type_ in (int, str, bool):
+        return type(value) is type_, value
+    if type_ in (list, dict):
+        return isinstance(value, type_), value
+    return False, value
+
+
+_NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a mapping"}
+
+
+def _described(type_: Any) -> str:
+    if type_ is None:
+        return "null"
+    if isinstance(type_, NodeType):
+        return "a mapping"
+    if isinstance(type_, Of):
+        return f"a list of {_described(type_.inner[0])}" if type_.outer is not dict else "a mapping"
+    if get_origin(type_) is Literal:
+        return " or ".join(repr(c) for c in get_args(type_))
+    if get_origin(type_) is Annotated:
+        inner, *constraints = get_args(type_)
+        return " ".join([_described(inner), *map(str, constraints)])
+    return _NAMES.get(type_, str(type_))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,48 @@
+"""Where rows come from and how they become batches."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tuneforge.schema.types import Count, Pluggable, PositiveInt, Probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How rows are divided into train and eval."""
+
+    by: Literal["auto", "source", "group", "row"] = "auto"
+    """source: as the source marks its rows; group: by module, document or conversation; row: by content."""
+    eval_fraction: Probability = 0.1
+    """Share of rows held out; ignored where `eval_path` is given or the source marks its rows."""
+    eval_path: str | None = None
+    """A file whose rows are the eval split."""
+    max_eval_rows: Count = 500
+    """At most this many rows are evaluated (0: all). 500-1000 is the field's usual fixed subset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Pluggable):
+    """A source of rows and their way into batches."""
+
+    path: str | None = None
+    """File, folder or glob, for sources that read one."""
+    format: Literal["auto", "alpaca", "chat", "prompt_completion", "text"] = "auto"
+    """auto: recognised from the columns."""
+    on_bad: Literal["error", "skip"] = "error"
+    """A row that does not fit the format stops the run, or is left out and counted."""
+    max_length: Literal["auto"] | PositiveInt = "auto"
+    """Tokens in a row. auto: the model's positions, at most 1024; longer than the positions is an error."""
+    overlong: Literal["truncate", "drop", "chunk"] = "truncate"
+    """What happens to a document longer than a row (chunk: cut into rows, for raw text); the count is printed."""
+    packing: bool = True
+    """Several documents share a row, best fit, with restarting positions: exact and free of padding."""
+    train_on: Literal["assistant", "all"] = "assistant"
+    """assistant: loss on answers only, end-of-turn token included; all: on every token of the document."""
+    split: Split = field(default_factory=Split)
+    """How train and eval are divided."""
+    max_rows: Count = 0
+    """Use at most this many rows of each split, picked by seed (0: all)."""
+    shuffle_answers: bool = False
+    """Control run: train answers are dealt to other prompts, so that only the format can be learnt."""
+    num_workers: Count = 0
+    """Processes that collate batches. Rows are tokenised up front, so 0 is fast enough for most runs."""

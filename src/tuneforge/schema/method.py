@@ -1,0 +1,17 @@
+"""What changes in the weights."""
+
+from dataclasses import dataclass
+
+from tuneforge.schema.types import Pluggable, PositiveFloat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Pluggable):
+    """A way of changing a model; its own knobs come from its `_target_`."""
+
+    name: str
+    """The option's name, as run.json records it."""
+    lr: dict[str, PositiveFloat]
+    """Starting learning rate for each objective; `optim.lr` picks from it."""
+    clip: PositiveFloat = 1.0
+    """Global gradient norm to clip to; `trainer.gradient_clip_val` reads it."""

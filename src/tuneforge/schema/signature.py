@@ -1,0 +1,336 @@
+"""The options of a dataclass, class or function, read from its source without importing it.
+
+A config is checked before anything heavy is imported, and a plugin is never imported by a run that does not name it.
+So what `_target_: package.module.name` accepts is read with `ast`: a dataclass's fields (bases included), a class's
+`__init__`, or a function's parameters. Positional-only parameters are objects that the code passes in, and so are
+positional ones without a default where there are keyword-only ones; every other parameter is an option.
+"""
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tuneforge.schema import types
+
+MISSING: Any = type("MISSING", (), {"__repr__": lambda _: "MISSING"})()
+
+_BUILTINS: dict[str, Any] = {
+    "int": int, "float": float, "str": str, "bool": bool, "None": None, "dict": dict, "list": list, "tuple": tuple,
+    "Mapping": Mapping, "Sequence": list, "Iterable": list, "Dict": dict, "List": list, "Tuple": tuple,
+    "Literal": Literal, "Annotated": Annotated, "Any": Any, "Range": types.Range,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A nested dataclass, named and not yet read."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Of:
+    """`list[T]` or `dict[K, T]` whose members may be node types, which typing's own generics refuse."""
+
+    outer: type
+    inner: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """`A | B | None`, for the same reason."""
+
+    members: tuple[Any, ...]
+
+
+def members(type_: Any) -> tuple[Any, ...]:
+    """The alternatives of a type: those of a union, else the type alone."""
+    return type_.members if isinstance(type_, OneOf) else (type_,)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One option: its name, type, default and documentation."""
+
+    name: str
+    type: Any
+    """A typing object, a `NodeType`, or `Any` where the source says nothing that can be checked."""
+    default: Any
+    """`MISSING` when the option is required; `Any` value otherwise (`...` when it is an expression)."""
+    doc: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether the config must give it."""
+        return self.default is MISSING
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a target accepts from the config."""
+
+    target: str
+    fields: Mapping[str, Field]
+    num_objects: int = 0
+    """How many positional arguments the code passes in."""
+    accepts_any: bool = False
+    """It takes `**kwargs`, so unknown names cannot be refused from here."""
+    pluggable: bool = False
+    """The class derives from `Pluggable`: a `_target_` in the node adds its own options."""
+
+
+class UnreadableTargetError(Exception):
+    """The target's source cannot be found or holds no such name."""
+
+
+@functools.cache
+def read_signature(target: str) -> Signature:
+    """The options of `target`, a dotted path.
+
+    Raises:
+        UnreadableTargetError: no such module or name, or no Python source for it.
+    """
+    module, node = _locate(target)
+    if isinstance(node, ast.ClassDef):
+        return _of_class(target, module, node)
+    if isinstance(node, ast.FunctionDef):
+        return _of_function(target, module, node, ast.get_docstring(node) or "")
+    raise UnreadableTargetError(f"{target} is neither a class nor a function")
+
+
+@dataclass(frozen=True)
+class _Module:
+    name: str
+    is_package: bool
+    names: Mapping[str, ast.stmt]
+    imports: Mapping[str, str]
+
+    def absolute(self, name: str) -> str:
+        """The dotted path that `name` stands for in this module."""
+        return self.imports.get(name, f"{self.name}.{name}")
+
+
+def _locate(target: str, depth: int = 0) -> tuple[_Module, ast.stmt]:
+    module_name, _, name = target.rpartition(".")
+    if not module_name or depth > 8:
+        raise UnreadableTargetError(f"{target} names no module and attribute")
+    module = _read_module(module_name)
+    if name in module.names:
+        return module, module.names[name]
+    if name in module.imports:
+        return _locate(module.imports[name], depth + 1)
+    raise UnreadableTargetError(f"module {module_name} has no {name!r}")
+
+
+@functools.cache
+def _read_module(name: str) -> _Module:
+    path = _source_of(name)
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    is_package = path.name == "__init__.py"
+    names: dict[str, ast.stmt] = {}
+    imports: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names[node.name] = node
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names[node.targets[0].id] = node
+        for found in [node, *_guarded(node)]:
+            imports.update(_imports_of(found, name, is_package))
+    return _Module(name, is_package, names, imports)
+
+
+def _guarded(node: ast.stmt) -> list[ast.stmt]:
+    """The statements under an `if` or `try` at module level: `if TYPE_CHECKING:` and optional imports."""
+    return [*node.body] if isinstance(node, ast.If | ast.Try) else []
+
+
+def _imports_of(node: ast.stmt, module: str, is_package: bool) -> dict[str, str]:
+    if isinstance(node, ast.Import):
+        return {a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0] for a in node.names}
+    if not isinstance(node, ast.ImportFrom):
+        return {}
+    parts = module.split(".")
+    base = parts[: len(parts) - node.level + is_package] if node.level else []
+    source = ".".join([*base, *([node.module] if node.module else [])])
+    return {a.asname or a.name: f"{source}.{a.name}" for a in node.names}
+
+
+def _source_of(module: str) -> Path:
+    """The file of a module. Only the top-level package is looked up by the import system: no parent is imported."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError) as error:
+        raise UnreadableTargetError(f"package {top!r} cannot be found: {error}") from error
+    if spec is None or spec.origin is None:
+        raise UnreadableTargetError(f"there is no package {top!r}")
+    if not rest:
+        return Path(spec.origin)
+    # Only tuneforge.conf lies elsewhere (editable installs map it); no target lives there.
+    base = Path(spec.origin).parent.joinpath(*rest)
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    raise UnreadableTargetError(f"there is no module {module!r}")
+
+
+def _of_class(target: str, module: _Module, node: ast.ClassDef) -> Signature:
+    bases = [b for b in map(_dotted, node.bases) if b]
+    inherited = [s for s in (_try_read(module.absolute(b)) for b in bases) if s is not None]
+    pluggable = any(module.absolute(b) == "tuneforge.schema.types.Pluggable" for b in bases)
+    pluggable = pluggable or any(s.pluggable for s in inherited)
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is not None:
+        return _of_function(target, module, init, ast.get_docstring(node) or "")
+    fields: dict[str, Field] = {}
+    for base in reversed(inherited):
+        fields.update(base.fields)
+    if _is_dataclass(node):
+        fields.update(_dataclass_fields(module, node))
+    accepts_any = any(s.accepts_any for s in inherited)
+    return Signature(target, fields, accepts_any=accepts_any, pluggable=pluggable)
+
+
+def _try_read(target: str) -> Signature | None:
+    try:
+        return read_signature(target)
+    except UnreadableTargetError:
+        return None
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    names = [_dotted(d.func if isinstance(d, ast.Call) else d) for d in node.decorator_list]
+    return any(n and n.rpartition(".")[2] == "dataclass" for n in names)
+
+
+def _dataclass_fields(module: _Module, node: ast.ClassDef) -> dict[str, Field]:
+    fields: dict[str, Field] = {}
+    for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        name = statement.target.id
+        doc = ""
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            doc = str(following.value.value)
+        default = MISSING if statement.value is None else _default(statement.value)
+        fields[name] = Field(name, _Types(module).read(statement.annotation), default, " ".join(doc.split()))
+    return fields
+
+
+def _of_function(target: str, module: _Module, node: ast.FunctionDef, doc: str) -> Signature:
+    args = node.args
+    positional = [*args.posonlyargs, *args.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
+    pairs = list(zip(positional, defaults, strict=True))[node.name == "__init__" :]
+    given = {a.arg for a in args.posonlyargs}
+    options = [(a, d) for a, d in pairs if a.arg not in given and not (args.kwonlyargs and d is None)]
+    num_objects = len(pairs) - len(options)
+    options += zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    types_ = _Types(module)
+    fields = {
+        a.arg: Field(
+            a.arg,
+            types_.read(a.annotation) if a.annotation else Any,
+            MISSING if d is None else _default(d),
+            _parameter_doc(doc, a.arg),
+        )
+        for a, d in options
+    }
+    return Signature(target, fields, num_objects, accepts_any=args.kwarg is not None)
+
+
+def _parameter_doc(doc: str, name: str) -> str:
+    """The line of a Google-style `Args:` section that describes `name`."""
+    for line in doc.splitlines():
+        if line.strip().startswith((f"{name}:", f"{name} (")):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def _default(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        if isinstance(node, ast.Call) and _dotted(node.func) in ("field", "dataclasses.field"):
+            given = {k.arg: k.value for k in node.keywords}
+            if "default" in given:
+                return _default(given["default"])
+            return {"list": [], "dict": {}}.get(_dotted(given["default_factory"]), ...)
+        return ...
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        head = _dotted(node.value)
+        return f"{head}.{node.attr}" if head else ""
+    return ""
+
+
+class _Types:
+    """Turns an annotation's source into a typing object, in the names of the module it stands in."""
+
+    def __init__(self, module: _Module) -> None:
+        self.module = module
+
+    def read(self, node: ast.expr) -> Any:
+        """The type, or `Any` for a form that says nothing a config value could be checked against."""
+        readers: dict[type[ast.expr], Callable[[Any], Any]] = {
+            ast.Constant: self._constant,
+            ast.Name: self._name,
+            ast.Attribute: self._name,
+            ast.BinOp: self._union,
+            ast.Subscript: self._subscript,
+        }
+        reader = readers.get(type(node))
+        return reader(node) if reader else Any
+
+    def _constant(self, node: ast.Constant) -> Any:
+        if isinstance(node.value, str):
+            return self.read(ast.parse(node.value, mode="eval").body)
+        return node.value
+
+    def _union(self, node: ast.BinOp) -> Any:
+        left, right = self.read(node.left), self.read(node.right)
+        return Any if Any in (left, right) else OneOf((*members(left), *members(right)))
+
+    def _name(self, node: ast.expr) -> Any:
+        name = _dotted(node)
+        if name.rpartition(".")[2] in _BUILTINS:
+            return _BUILTINS[name.rpartition(".")[2]]
+        try:
+            module, found = _locate(self.module.absolute(name))
+        except (UnreadableTargetError, SyntaxError, OSError):
+            return Any
+        if isinstance(found, ast.Assign):
+            return _Types(module).read(found.value)
+        if isinstance(found, ast.ClassDef) and (_is_dataclass(found) or found.name == "Pluggable"):
+            return NodeType(f"{module.name}.{found.name}")
+        return Any
+
+    def _subscript(self, node: ast.Subscript) -> Any:
+        head = _dotted(node.value).rpartition(".")[2]
+        inner = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if head == "Literal":
+            return Literal[tuple(ast.literal_eval(i) for i in inner)]
+        if head == "Annotated":
+            return Annotated[self.read(inner[0]), *[c for c in map(self._constraint, inner[1:]) if c is not None]]
+        if head in ("Optional", "Union"):
+            alternatives = [m for i in inner for m in members(self.read(i))] + ([None] if head == "Optional" else [])
+            return Any if Any in alternatives else OneOf(tuple(alternatives))
+        outer = _BUILTINS.get(head)
+        if outer in (list, tuple):
+            return Of(outer, (self.read(inner[0]),))
+        if outer in (dict, Mapping):
+            return Of(dict, tuple(self.read(i) for i in inner))
+        return Any
+
+    def _constraint(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Call) and _dotted(node.func).endswith("Range"):
+            return types.Range(**{str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
+        return None

@@ -1,0 +1,112 @@
+"""What is learnt, with what optimizer, schedule, batch and loop."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tuneforge.schema.types import Count, Fraction, NonNegative, Pluggable, PositiveFloat, PositiveInt, Probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecipe(Pluggable):
+    """What is learnt: the objective, and hints that methods read."""
+
+    name: str
+    """The option's name."""
+    objective: str
+    """sft or pretrain; the key into a method's learning-rate table."""
+    rank: PositiveInt = 16
+    """Adapter rank that suits the task: 8 standard, 16 instruction and chat, 32 code, 64 domain."""
+    alpha: PositiveInt = 32
+    """Adapter scale; 2 x rank, so that the learning rate is the one thing to tune."""
+    dropout: Probability = 0.0
+    """Adapter dropout: 0 above 100k rows, 0.05 to 0.1 below."""
+    targets: str | list[str] = "all-linear"
+    """Modules an adapter attaches to: all-linear, or names of linear modules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim(Pluggable):
+    """The optimizer; its own knobs come from its `_target_`."""
+
+    lr: PositiveFloat
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled decay of weight matrices; norms, biases and embeddings are never decayed."""
+    state_bytes: NonNegative = 8
+    """Bytes of optimizer state a trained weight costs, for the memory estimate: AdamW keeps two fp32 numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduler(Pluggable):
+    """The learning rate over time."""
+
+    warmup_ratio: Probability = 0.03
+    """Share of the optimizer steps in which the rate rises linearly from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How much one optimizer step sees."""
+
+    effective: PositiveInt = 32
+    """Documents in one optimizer step, over all devices and accumulation steps."""
+    effective_tokens: PositiveInt | None = None
+    """Tokens in one optimizer step, instead of `effective`."""
+    per_device: Literal["auto"] | PositiveInt = "auto"
+    """Rows in one forward pass. auto: the most that fit in memory and divide the step evenly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """The loop, in Lightning's own names."""
+
+    max_epochs: PositiveFloat = 1.0
+    """Passes over the train rows; fractions are allowed."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps; given, it wins over `max_epochs`."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device kind. auto: what is present."""
+    devices: Literal["auto"] | PositiveInt = "auto"
+    """Processes on this machine. auto: every GPU present, or one CPU process."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "auto"
+    """Compute type. auto: bf16-mixed where the device has bf16, else 16-mixed on a GPU, else 32-true."""
+    gradient_clip_val: NonNegative = 1.0
+    """Global gradient norm to clip to; 0 switches clipping off."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Recompute activations in backward. auto: on GPUs; on a CPU memory is plenty and time is not."""
+    val_check_interval: Fraction | PositiveInt = 0.2
+    """Evaluate every N optimizer steps, or every fraction of the run (0.2: five times)."""
+    log_every_n_steps: PositiveInt = 1
+    """Optimizer steps between two lines of metrics.jsonl."""
+    deterministic: bool = False
+    """Refuse operations without a deterministic implementation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy(Pluggable):
+    """How work is spread over devices."""
+
+    name: str
+    """The option's name."""
+    process_group_backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """auto: nccl on CUDA, gloo on CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callback(Pluggable):
+    """A Lightning callback picked by name; its options come from its `_target_`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logger(Pluggable):
+    """A Lightning logger picked by name; its options come from its `_target_`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Prompts answered by the model before and after training."""
+
+    num: Count = 3
+    """How many eval prompts are answered; 0 switches it off."""
+    max_new_tokens: PositiveInt = 48
+    """Longest answer, in tokens."""

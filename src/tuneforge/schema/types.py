@@ -1,0 +1,43 @@
+"""The constraint that a field's type can carry, and the few constrained types that many fields share."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, as `Annotated[float, Range(ge=0, lt=1)]`."""
+
+    ge: float | None = None
+    """Smallest allowed value."""
+    gt: float | None = None
+    """The value must be above this."""
+    le: float | None = None
+    """Largest allowed value."""
+    lt: float | None = None
+    """The value must be below this."""
+
+    def __str__(self) -> str:
+        signs = {">=": self.ge, ">": self.gt, "<=": self.le, "<": self.lt}
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in signs.items() if bound is not None)
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is inside; NaN never is."""
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+
+PositiveInt = Annotated[int, Range(ge=1)]
+Count = Annotated[int, Range(ge=0)]
+PositiveFloat = Annotated[float, Range(gt=0)]
+NonNegative = Annotated[float, Range(ge=0)]
+Fraction = Annotated[float, Range(ge=0, le=1)]
+Probability = Annotated[float, Range(ge=0, lt=1)]
+
+
+class Pluggable:
+    """Base of the nodes whose `_target_` names code: that code's own options are allowed beside the fields."""

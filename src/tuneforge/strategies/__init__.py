@@ -1,0 +1,1 @@
+"""How work is spread: each option returns what Lightning takes as its strategy."""

@@ -1,0 +1,15 @@
+"""Distributed data parallel: one replica a device (arXiv 2006.15704)."""
+
+from typing import Literal
+
+from lightning.pytorch.strategies import DDPStrategy
+
+from tuneforge.machine import Machine
+
+
+def ddp(machine: Machine, /, *, process_group_backend: Literal["auto", "nccl", "gloo"] = "auto") -> DDPStrategy:
+    """Lightning's DDP, with the backend that suits the device."""
+    backend = process_group_backend
+    if backend == "auto":
+        backend = "nccl" if machine.device.type == "cuda" else "gloo"
+    return DDPStrategy(process_group_backend=backend, find_unused_parameters=False)

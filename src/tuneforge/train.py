@@ -1,0 +1,74 @@
+"""A run from a checked config to its folder, in the order in which it happens."""
+
+import json
+from typing import TYPE_CHECKING
+
+from tuneforge.compose import Composed
+from tuneforge.console import quiet_libraries
+from tuneforge.data import source
+from tuneforge.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from tuneforge.data.source import Source
+    from tuneforge.resume import Place
+
+
+def launch(composed: Composed) -> int:
+    """Run a composed config in this process, or in as many as it asks for; returns the exit code."""
+    from tuneforge import resume
+
+    quiet_libraries()
+    config = composed.config
+    # Rows come before everything heavy: a bad file is told in under a second.
+    rows = source.read(config.data, composed.tree["data"], config.seed)
+    place = resume.choose(composed)
+    if isinstance(config.trainer.devices, int) and config.trainer.devices > 1:
+        from tuneforge.launcher import run_processes
+
+        return run_processes(composed, place, config.trainer.devices)
+    return train(composed, rows, place)
+
+
+def train(composed: Composed, rows: "Source", place: "Place") -> int:
+    """One process's run: measure the base, train, restore the best, measure again, write it all down."""
+    from tuneforge import finish
+    from tuneforge.artifacts.record import Record
+    from tuneforge.build import Loaders, build_trainer, prepare
+    from tuneforge.targets import make
+
+    context = prepare(composed, rows, place.folder)
+    record = Record.of(composed, context, rows, resumed=place.checkpoint is not None)
+    module = make(composed.tree["task_recipe"], context)
+    trainer, loaders = build_trainer(context, record.step_of(place.checkpoint)), Loaders(context)
+
+    if place.checkpoint is None:
+        record.before = finish.measure(trainer, module, loaders)
+        record.begin(module)
+    trainer.fit(module, loaders, ckpt_path=place.checkpoint, weights_only=True)
+    stopped = finish.signal_received(trainer)
+    if stopped is not None:
+        return record.interrupted(stopped)
+
+    finish.restore_best(trainer, module)
+    with finish.without_loggers(trainer):
+        record.after = finish.measure(trainer, module, loaders)
+    finish.export(context, module)
+    record.end(trainer)
+    return EXIT_OK
+
+
+def train_job(job: "DictConfig") -> tuple[int, float | None]:
+    """One job of a Hydra sweep: exit code, and the best eval loss for the sweeper."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from tuneforge.artifacts.folder import read_json
+    from tuneforge.compose import compose
+
+    hydra = HydraConfig.get()
+    composed = compose([*hydra.overrides.task, f"hydra.run.dir={json.dumps(hydra.runtime.output_dir)}"])
+    code = launch(composed)
+    if code != EXIT_OK:
+        return code, None
+    return code, float(read_json(composed.run_dir / "run.json")["metrics"]["after"]["eval/loss"])

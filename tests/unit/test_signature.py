@@ -1,0 +1,97 @@
+"""Options are read from source, without importing what they belong to."""
+
+import subprocess
+import sys
+from typing import Any, get_args
+
+import pytest
+
+from tuneforge.schema.check import check, leaf_paths
+from tuneforge.schema.signature import MISSING, NodeType, UnreadableTargetError, read_signature
+
+
+def test_a_dataclass_gives_its_fields_with_bases_types_defaults_and_docs():
+    signature = read_signature("tuneforge.methods.qlora.QLora")
+    assert list(signature.fields) == ["r", "lora_alpha", "lora_dropout", "target_modules", "double_quant"]
+    assert signature.fields["r"].default == 16
+    assert signature.fields["r"].doc.startswith("Rank")
+    inner, constraint = get_args(signature.fields["r"].type)
+    assert inner is int
+    assert constraint.ge == 1
+
+
+def test_a_function_gives_its_options_and_counts_the_objects_it_is_handed():
+    signature = read_signature("tuneforge.schedulers.cosine")
+    assert list(signature.fields) == ["warmup_ratio", "min_lr_ratio"]
+    assert signature.num_objects == 2
+
+
+def test_a_library_class_is_read_through_its_reexports():
+    fields = read_signature("lightning.pytorch.callbacks.EarlyStopping").fields
+    assert fields["monitor"].default is MISSING
+    assert fields["patience"].type is int
+
+
+def test_nested_dataclasses_are_node_types():
+    assert read_signature("tuneforge.schema.Config").fields["model"].type == NodeType("tuneforge.schema.model.Model")
+
+
+@pytest.mark.parametrize("target", ["tuneforge.nothing.X", "tuneforge.optim.nothing", "no_such_package.x", "plain"])
+def test_a_target_that_is_not_there_is_an_error(target):
+    with pytest.raises(UnreadableTargetError):
+        read_signature(target)
+
+
+def test_reading_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from tuneforge.schema.signature import read_signature\n"
+        "read_signature('tuneforge.methods.lora.Lora'); read_signature('lightning.pytorch.callbacks.EarlyStopping')\n"
+        "read_signature('torch.optim.AdamW')\n"
+        "sys.exit(int(any(m in sys.modules for m in ('torch', 'lightning', 'peft', 'tuneforge.methods.lora'))))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_leaf_of_the_schema_has_documentation():
+    undocumented = []
+
+    def walk(target: str, path: str) -> None:
+        for field in read_signature(target).fields.values():
+            if not field.doc:
+                undocumented.append(f"{path}{field.name}")
+            nested: Any = field.type
+            if isinstance(nested, NodeType):
+                walk(nested.target, f"{path}{field.name}.")
+
+    walk("tuneforge.schema.Config", "")
+    assert undocumented == []
+    assert len(leaf_paths()) > 60
+
+
+def test_a_file_written_for_the_test_is_read_with_its_constraints(tmp_path, monkeypatch):
+    (tmp_path / "someplugin.py").write_text(
+        "import torch_that_is_not_there\n"
+        "from dataclasses import dataclass, field\n"
+        "from typing import Annotated, Literal\n"
+        "from tuneforge.schema.types import Range\n"
+        "Share = Annotated[float, Range(ge=0, le=1)]\n"
+        "@dataclass\n"
+        "class Knobs:\n"
+        "    share: Share\n"
+        "    kind: Literal['a', 'b'] = 'a'\n"
+        "    names: list[str] = field(default_factory=list)\n"
+        "    model: torch_that_is_not_there.Model = None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = read_signature("someplugin.Knobs").fields
+    assert fields["share"].required
+    assert fields["kind"].default == "a"
+    assert fields["names"].default == []
+    assert fields["model"].type is Any
+
+
+def test_check_reports_every_problem_of_a_tree_at_once():
+    problems = check({"seed": "x", "trainr": {}, "batch": {"effective": 0, "per_devise": 1}}).problems
+    paths = {p.path for p in problems}
+    assert {"seed", "trainr", "batch.effective", "batch.per_devise", "model", "optim"} <= paths
