@@ -1,38 +1,15 @@
 """Shared fixtures: runs in this process, tiny models of several architectures, and libraries kept quiet."""
 
-import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from helpers import ARCHITECTURES, Ran, make_model_folder
+
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-@dataclass
-class Ran:
-    """A finished command."""
-
-    code: int
-    folder: Path
-    out: str
-    err: str
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return json.loads((self.folder / "run.json").read_text())
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-
-    @property
-    def losses(self) -> list[float]:
-        return [m["train/loss"] for m in self.metrics if "train/loss" in m]
 
 
 @pytest.fixture
@@ -71,5 +48,7 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return call
 
 
-# A short run: a few steps on a few rows.
-SHORT = ("trainer.max_steps=4", "data.max_rows=64", "data.split.max_eval_rows=16", "samples.num=1", "batch.effective=8")
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random model of each architecture with a tokenizer of its own kind, as a user's local folder."""
+    return {name: make_model_folder(name, tmp_path_factory.mktemp("models") / name) for name in ARCHITECTURES}

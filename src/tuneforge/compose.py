@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from hydra import initialize_config_module
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
@@ -92,7 +93,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
         lines, parsed, problems = _normalise(loader, overrides)
         try:
             tree = loader.load_configuration(CONFIG_NAME, lines, RunMode.RUN)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise TuneforgeError.of([*problems, _from_hydra(error)]) from error
         origins = trace(loader, CONFIG_NAME, lines, [o for o in parsed if not _is_hydra(o)])
     hydra = tree.hydra
@@ -176,6 +177,9 @@ def _group_problem(override: Override, known: Mapping[str, list[str]]) -> Proble
     if group not in known or override.is_delete() or override.is_sweep_override():
         return None
     chosen = override.value()
+    if chosen is None:
+        origin = f"command line: {override.input_line}"
+        return Problem("a run needs an option of this group", group, origin, f"options: {', '.join(known[group])}")
     for option in chosen if isinstance(chosen, list) else [chosen]:
         if option is not None and not isinstance(option, dict) and str(option) not in known[group]:
             return Problem(

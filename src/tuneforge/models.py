@@ -18,7 +18,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
+from tuneforge.console import console
 from tuneforge.errors import TuneforgeError
 from tuneforge.schema.model import Model
 
@@ -145,6 +147,8 @@ def load_model(
     model: Model, config: PretrainedConfig, dtype: torch.dtype, quantization_config: Any = None
 ) -> PreTrainedModel:
     """The model in `dtype`, with pretrained or new random weights, left in eval mode as transformers does."""
+    if not console.is_terminal:
+        transformers_logging.disable_progress_bar()
     if model.init == "scratch":
         fresh: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=model.attn_implementation

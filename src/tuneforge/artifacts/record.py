@@ -14,8 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 
-from tuneforge.artifacts.folder import read_json, write_json, write_text
-from tuneforge.artifacts.loggers import read_metrics
+from tuneforge.artifacts.folder import read_json, read_metrics, write_json, write_text
 from tuneforge.artifacts.report import write_report
 from tuneforge.build import facts
 from tuneforge.compose import Composed

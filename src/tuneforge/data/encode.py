@@ -81,8 +81,9 @@ def _tokenise(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) 
         tokens = np.asarray(ids, dtype=np.int64)
         supervised = np.zeros(len(tokens), dtype=bool)
         for start, end in r.spans:
-            # A token that straddles the prompt's end is context, not answer.
-            supervised |= (starts >= start) & (ends <= end) & (ends > starts)
+            # A token that straddles the prompt's end carries the answer's first letters: left out, a prompt that ends
+            # in a space would lose them.
+            supervised |= (starts < end) & (ends > start)
         labels = np.where(supervised, tokens, IGNORE)
         if bos is not None and (len(tokens) == 0 or tokens[0] != bos):
             tokens, labels = np.insert(tokens, 0, bos), np.insert(labels, 0, IGNORE)

@@ -4,6 +4,7 @@ The formulas count what PyTorch keeps alive at the worst moment of a step. They 
 under FakeTensorMode, where every storage is counted, and hold for one device without sharding.
 """
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -89,6 +90,8 @@ _KEYS = {
     "mlp_bias": ("mlp_bias",),
     "softcap": ("final_logit_softcapping",),
 }
+_OUTSIDE = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte")
+"""Matrices that belong to no layer: the output head and the embedding, by the names of the families above."""
 _REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
 _NOT_COVERED = {
     "num_local_experts": "a mixture of experts",
@@ -219,7 +222,8 @@ class Trainable:
     r: int = 16
     """Rank of the adapters."""
     targets: str | Sequence[str] = "all-linear"
-    """Matrices with an adapter: all-linear (every one but the head), or ends of their names, as PEFT matches them."""
+    """Matrices with an adapter, as PEFT reads them: all-linear (every one but the head), ends of their names, or a
+    pattern for their full names."""
     dropout: float = 0.0
     """Dropout on the adapters' inputs; above 0, each keeps a mask and an input of its own."""
     quantised: bool = False
@@ -250,25 +254,34 @@ class Trainable:
         layer = shape.linear_layers()
         if self.kind == "full" or self.targets == "all-linear":
             return layer
-        wanted = [self.targets] if isinstance(self.targets, str) else list(self.targets)
-        short = [linear.name.rpartition(".")[2] for linear in layer]
-        for target in (t for t in wanted if not any(_matches(linear, t) for linear in layer)):
+        if isinstance(self.targets, str):
+            # A pattern may pick layers too. Those it picks at all are counted everywhere, which errs upwards.
+            found = [linear for linear in layer if re.fullmatch(self.targets, f"model.layers.0.{linear.name}")]
+            return found or layer
+        known = [linear.name.rpartition(".")[2] for linear in layer] + list(_OUTSIDE)
+        for target in (t for t in self.targets if t not in _OUTSIDE and not any(_ends(i.name, t) for i in layer)):
             raise TuneforgeError(
-                f"{target!r} is no linear module of a layer",
+                f"{target!r} is no linear module of this model",
                 path="method.target_modules",
-                fix=did_you_mean(target, short),
+                fix=did_you_mean(target, known),
             )
-        return [linear for linear in layer if any(_matches(linear, t) for t in wanted)]
+        return [linear for linear in layer if any(_ends(linear.name, t) for t in self.targets)]
+
+    @property
+    def outside(self) -> int:
+        """How many adapters are on the embedding or the output head."""
+        return 0 if isinstance(self.targets, str) else len(set(_OUTSIDE).intersection(self.targets))
 
     def num_parameters(self, shape: ModelShape) -> int:
         """Weights that have a gradient: r * (in + out) for each adapter."""
         if self.kind == "full":
             return shape.num_parameters()
-        return shape.num_layers * sum(self.r * (i.in_features + i.out_features) for i in self.linears(shape))
+        layer = sum(i.in_features + i.out_features for i in self.linears(shape))
+        return self.r * (shape.num_layers * layer + self.outside * (shape.hidden_size + shape.vocab_size))
 
 
-def _matches(linear: Linear, target: str) -> bool:
-    return linear.name == target or linear.name.endswith(f".{target}")
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,7 +437,8 @@ def _terms(shape: ModelShape, run: _Run, tokens: int) -> _Terms:
     scores = run.logits_rows_fraction * tokens * shape.vocab_size
     # Naive cross-entropy: the logits, their log-softmax in fp32, its gradient and that of its input, also in fp32.
     # The caller who lets go of the logits before the backward pass needs `compute` less.
-    return _Terms(kept, backward, scores, scores * (compute + 12 + (compute if shape.softcap else 0)))
+    copies = bool(shape.softcap) + run.method.outside
+    return _Terms(kept, backward, scores, scores * (compute * (1 + copies) + 12))
 
 
 def _moments(shape: ModelShape, run: _Run, terms: _Terms) -> list[_Moment]:

@@ -1,0 +1,154 @@
+"""A config that is wrong anywhere is refused at once, with what was meant and where it was set."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tuneforge.compose import compose
+from tuneforge.errors import TuneforgeError
+
+MISSPELT = [
+    ("optim.lrr=1", "optim.lrr", "'lr'"),
+    ("+optim.lrr=1", "optim.lrr", "'lr'"),
+    ("++optim.lrr=1", "optim.lrr", "'lr'"),
+    ("methd=qlora", "methd", "'method'"),
+    ("method=qlroa", "method", "'qlora'"),
+    ("+hardware=rtx4900", "hardware", "'rtx4090'"),
+    ("trainer.max_step=3", "trainer.max_step", "'max_steps'"),
+    ("data.splt.by=row", "data.splt", "'split'"),
+    ("data.split.bye=row", "data.split.bye", "'by'"),
+    ("batch.per_device=atuo", "batch.per_device", "'auto'"),
+    ("model.dtype=bfloat61", "model.dtype", "'bfloat16'"),
+    ("method.lora_alhpa=3", "method.lora_alhpa", "'lora_alpha'"),
+    ("callbacks.checkpoints.keep_bset=2", "callbacks.checkpoints.keep_bset", "'keep_best'"),
+    ("sed=3", "sed", "'seed'"),
+    ("lr=3", "lr", "'optim.lr'"),
+    ("optm/x=3", "optm/x", "'optim'"),
+]
+
+
+@pytest.mark.parametrize(("override", "path", "meant"), MISSPELT)
+def test_a_misspelling_names_its_path_its_origin_and_what_was_meant(override, path, meant):
+    with pytest.raises(TuneforgeError) as raised:
+        compose([override])
+    (problem,) = raised.value.problems
+    assert problem.path == path
+    assert (
+        problem.origin
+        == f"command line: {override.lstrip('+') if '+' in override and '/' not in override and '=' in override and not override.startswith('+hardware') else override}"
+    )
+    assert "did you mean" in problem.fix
+    assert meant in problem.fix.partition("?")[0]
+
+
+WRONG = [
+    ("seed=x", "seed", "an integer >= 0, got 'x'"),
+    ("seed=-1", "seed", "got -1"),
+    ("optim.lr=0", "optim.lr", "a number > 0"),
+    ("optim.lr=nan", "optim.lr", "a number > 0"),
+    ("trainer.max_steps=1.5", "trainer.max_steps", "an integer >= 1 or null"),
+    ("data.packing=1", "data.packing", "true or false"),
+    ("data.split.eval_fraction=1.0", "data.split.eval_fraction", "< 1"),
+    ("data=null", "data", ""),
+    ("optim=[1]", "optim", ""),
+    ("data.split=3", "data.split", "a mapping"),
+    ("model=hf", "model.path", "is required"),
+    ("method.target_modules=3", "method.target_modules", "a text or a list of a text"),
+    ("optim._target_=os.system", "optim._target_", "is not trusted"),
+    ("optim._target_=torch.load", "optim._target_", "is not trusted"),
+    ("optim._target_=tuneforge.optim.nothing", "optim._target_", "cannot be found"),
+    ("optim.lr=${nowhere.at_all}", "optim.lr", "cannot be worked out"),
+    ("optim.lr=1,2", "optim.lr", "need --multirun"),
+    ("model.trust_remote_code=true", "model.revision", "needs a pinned"),
+    ("model.init=scratch", "method", "frozen"),
+    ("data.split.eval_fraction=0", "data.split.eval_fraction", "nothing would show overfitting"),
+]
+
+
+@pytest.mark.parametrize(("override", "path", "says"), WRONG)
+def test_a_wrong_value_names_its_path_and_what_is_allowed(override, path, says):
+    with pytest.raises(TuneforgeError) as raised:
+        compose([override])
+    assert path in {p.path for p in raised.value.problems}
+    assert any(says in p.message for p in raised.value.problems if p.path == path)
+
+
+def test_all_problems_come_in_one_report():
+    overrides = ["optim.lrr=1", "seed=x", "method=lorra", "data.packin=false"]
+    with pytest.raises(TuneforgeError) as raised:
+        compose(overrides)
+    assert {p.path for p in raised.value.problems} == {"optim.lrr", "seed", "method", "data.packin"}
+
+
+def test_a_config_dir_is_checked_as_strictly_and_named_as_origin(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [lora]\nname: mine\nrr: 3\nr: many\n")
+    with pytest.raises(TuneforgeError) as raised:
+        compose(["method=mine"], [tmp_path])
+    origins = {p.path: p.origin for p in raised.value.problems}
+    assert origins["method.rr"] == f"{tmp_path}/method/mine.yaml:3"
+    assert origins["method.r"] == f"{tmp_path}/method/mine.yaml:4"
+
+
+def test_a_good_config_dir_option_is_used(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [lora]\nname: mine\nr: 3\n")
+    composed = compose(["method=mine"], [tmp_path])
+    assert composed.tree["method"]["r"] == 3
+    assert composed.origins["method.r"].where == f"{tmp_path}/method/mine.yaml:3"
+
+
+def test_a_config_dir_cannot_shadow_ours(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "lora.yaml").write_text("name: lora\nr: 999\n")
+    assert compose(["method=lora"], [tmp_path]).tree["method"]["r"] == 16
+
+
+def test_a_broken_yaml_in_a_config_dir_is_told_with_its_place(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("name: [mine\n")
+    with pytest.raises(TuneforgeError, match=r"mine\.yaml"):
+        compose(["method=mine"], [tmp_path])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["--mulitrun"], ["train", "oops"], ["seed=x"], ["--config-dir", "nowhere"]]
+)
+def test_the_command_line_answers_with_exit_2_and_no_traceback(refused, arguments):
+    assert "error: " in refused(*arguments)
+
+
+def test_a_config_error_writes_nothing_and_imports_nothing_heavy(tmp_path):
+    code = (
+        "import sys\n"
+        "from tuneforge.cli import run\n"
+        "code = run(['optim.lrr=1', 'hydra.run.dir=out'])\n"
+        "sys.exit(9 if 'torch' in sys.modules else code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_provenance_says_file_line_and_override():
+    composed = compose(["optim.weight_decay=0.05", "method=qlora"])
+    assert composed.origins["optim.weight_decay"].where == "command line: optim.weight_decay=0.05"
+    assert composed.origins["method.name"].where.startswith("conf/method/qlora.yaml:")
+    assert composed.origins["method.clip"].where.startswith("conf/method/lora.yaml:")
+    assert composed.origins["optim.lr"].expression == "${method.lr.${task_recipe.objective}}"
+    assert composed.origins["data.packing"].where == "default of tuneforge.schema.data.Data"
+
+
+def test_every_leaf_has_an_origin():
+    composed = compose()
+
+    def leaves(tree, path=""):
+        for key, value in tree.items():
+            where = f"{path}.{key}" if path else key
+            yield from leaves(value, where) if isinstance(value, dict) and value else [where]
+
+    paths = list(leaves(composed.tree))
+    missing = [p for p in paths if not any(p == o or p.startswith(f"{o}.") for o in composed.origins)]
+    assert len(paths) > 80
+    assert missing == []

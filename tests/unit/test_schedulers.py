@@ -1,0 +1,44 @@
+"""Learning rates over a run."""
+
+import math
+
+import pytest
+import torch
+
+from tuneforge.schedulers import constant, cosine, linear
+
+
+def rates(schedule, steps: int, **options) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = schedule(optimizer, steps, **options)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+@pytest.mark.parametrize("schedule", [cosine, linear, constant])
+def test_warmup_rises_to_the_peak_and_never_wastes_a_step(schedule):
+    seen = rates(schedule, 100, warmup_ratio=0.1)
+    assert seen[0] > 0
+    assert seen[:11] == sorted(seen[:11])
+    assert max(seen) == pytest.approx(1.0)
+    assert seen.index(max(seen)) == 10
+
+
+def test_cosine_follows_its_formula_and_ends_near_zero():
+    seen = rates(cosine, 100, warmup_ratio=0.0)
+    assert seen[50] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert seen[-1] < 0.001
+
+
+def test_a_floor_is_kept():
+    assert rates(cosine, 50, warmup_ratio=0.0, min_lr_ratio=0.1)[-1] == pytest.approx(0.1, abs=2e-3)
+
+
+def test_linear_falls_evenly_and_constant_stays():
+    seen = rates(linear, 10, warmup_ratio=0.0)
+    assert seen == pytest.approx([1 - i / 10 for i in range(10)])
+    assert rates(constant, 10, warmup_ratio=0.0) == [1.0] * 10
