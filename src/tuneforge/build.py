@@ -23,7 +23,7 @@ from tuneforge.data.template import choose_template
 from tuneforge.errors import TuneforgeError
 from tuneforge.machine import compare, detect
 from tuneforge.models import check_weights, load_config, load_tokenizer, max_positions
-from tuneforge.plan.memory import ModelShape, Trainable
+from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.settle import Costs, settle
 from tuneforge.targets import make
 

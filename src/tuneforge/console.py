@@ -16,6 +16,7 @@ _CHATTY = (
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
     "lightning.pytorch.trainer.connectors.signal_connector",
+    "bitsandbytes.backends.cpu.ops",
     "torch.distributed.run",
     "torch.distributed.elastic.multiprocessing.redirects",
 )

@@ -7,7 +7,8 @@ from typing import Any
 
 from tuneforge.data.batches import Rows
 from tuneforge.machine import Machine, usable_bytes
-from tuneforge.plan.memory import NF4_BITS, ModelShape, Trainable, largest_per_device
+from tuneforge.plan.memory import largest_per_device
+from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
 
 
@@ -90,7 +91,8 @@ def settle(config: Config, machine: Machine, rows: Rows, max_length: int, costs:
             available_bytes=usable_bytes(config.hardware, machine),
             at_most=share,
             max_length=max_length,
-            weight_bits=_weight_bits(costs.trainable, compute),
+            # Of a quantised method the estimate itself knows the bits.
+            weight_bits=32 if compute.startswith("32") else 16,
             optimizer_bytes_per_param=config.optim.state_bytes,
             logits_rows_fraction=float(rows.num_labels.sum() / rows.num_tokens.sum()),
             attention=config.model.attn_implementation,
@@ -116,13 +118,6 @@ def settle(config: Config, machine: Machine, rows: Rows, max_length: int, costs:
         documents_per_step=rows.documents_per_row * rows_per_step,
         label_tokens_per_step=float(rows.num_labels.mean()) * rows_per_step,
     )
-
-
-def _weight_bits(trainable: Trainable, compute: str) -> float:
-    """Bits of a frozen weight: NF4 with its scales (arXiv 2305.14314, section 3), else the compute type's."""
-    if trainable.quantised:
-        return NF4_BITS[trainable.double_quant]
-    return 32 if compute.startswith("32") else 16
 
 
 def _rows_per_step(config: Config, rows: Rows) -> int:

@@ -3,6 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
+from tuneforge.compat import import_bitsandbytes
 from tuneforge.compose import Composed
 from tuneforge.console import quiet_libraries
 from tuneforge.data import source
@@ -33,6 +34,7 @@ def launch(composed: Composed) -> int:
 
 def train(composed: Composed, rows: "Source", place: "Place") -> int:
     """One process's run: measure the base, train, restore the best, measure again, write it all down."""
+    import_bitsandbytes()
     from tuneforge import finish
     from tuneforge.artifacts.record import Record
     from tuneforge.build import Loaders, build_trainer, prepare

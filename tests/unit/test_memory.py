@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.plan.memory import GIB, ModelShape, Setting, Trainable, estimate, largest_per_device
+from tuneforge.plan.memory import GIB, Setting, estimate, largest_per_device
+from tuneforge.plan.shape import ModelShape, Trainable
 
 LLAMA_8B = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,

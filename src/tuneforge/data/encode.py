@@ -73,7 +73,8 @@ def encode(
 def _tokenise(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
     if not rendered:
         return
-    batch = tokenizer([r.text for r in rendered], add_special_tokens=False, return_offsets_mapping=True)
+    # verbose: a document longer than the model's positions is not worth a warning, it is about to be cut.
+    batch = tokenizer([r.text for r in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     bos = tokenizer.bos_token_id if _adds_bos(tokenizer) else None
     for r, ids, offsets in zip(rendered, batch["input_ids"], batch["offset_mapping"], strict=True):
         starts = np.asarray([o[0] for o in offsets], dtype=np.int64)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from tuneforge.compat import enable_checkpointing
 from tuneforge.context import Context
 from tuneforge.data.batches import Batch
 from tuneforge.data.encode import IGNORE
@@ -54,7 +55,7 @@ class CausalLM(pl.LightningModule):
         base = load_model(context.config.model, context.architecture, stored, context.method.quantization_config(dtype))
         model = context.method.apply(base, context.config.model.adapter)
         if context.settled.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable_checkpointing(base)
         self.model = model
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
         # and dropout are silently off (Lightning issue 20105).

@@ -1,0 +1,35 @@
+"""Every work-around for a library under us, each with the release at which it can go."""
+
+import sys
+from typing import Any
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without letting it fetch and run a kernel from the hub.
+
+    On CPUs with AVX512-BF16 its import calls `kernels.get_kernel` where that package is installed (bitsandbytes 0.50,
+    backends/cpu/ops.py): code from the network that no config asked for. It goes when that becomes opt-in.
+    """
+    if "bitsandbytes" in sys.modules:
+        return
+    hidden = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        if hidden is None:
+            del sys.modules["kernels"]
+        else:
+            sys.modules["kernels"] = hidden
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute each layer in the backward pass, without reentrant autograd.
+
+    transformers 5.23 renamed the method and warns at the old name; 5.17 has the old one only. It goes when the oldest
+    supported transformers has the new name.
+    """
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
