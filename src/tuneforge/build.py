@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
 from tuneforge.artifacts.folder import RunFolder
 from tuneforge.artifacts.loggers import MetricsFile
+from tuneforge.callbacks.last_evaluation import LastEvaluation
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
 from tuneforge.callbacks.start_checks import StartChecks, check_labels
@@ -135,7 +136,7 @@ class Loaders(pl.LightningDataModule):
 def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
     """Lightning's trainer for this process; nothing in it prints, saves or samples by Lightning's own defaults."""
     config, settled = context.config, context.settled
-    callbacks: list[Callback] = [StartChecks(), SampleAnswers(), StopSignals()]
+    callbacks: list[Callback] = [StartChecks(), SampleAnswers(), StopSignals(), LastEvaluation()]
     callbacks += [make(node) for node in context.tree["callbacks"].values()]
     loggers = [MetricsFile(context.folder.metrics, keep_to_step)]
     loggers += [make(node, context.folder.root) for node in context.tree["logger"].values()]

@@ -38,6 +38,8 @@ CONFIG_NAME = "config"
 
 T = TypeVar("T")
 
+OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+
 
 @dataclass(frozen=True)
 class Composed:

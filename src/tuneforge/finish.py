@@ -1,7 +1,5 @@
 """The ends of a run: measuring before and after, restoring the best weights, exporting them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +21,15 @@ class Measured:
 
 
 def measure(trainer: pl.Trainer, module: pl.LightningModule, loaders: pl.LightningDataModule) -> Measured:
-    """Eval metrics and sample answers of the weights as they are."""
-    metrics = trainer.validate(module, loaders, verbose=False)[0]
+    """Eval metrics and sample answers of the weights as they are; nothing is logged or written.
+
+    Lightning opens every logger's files before it loads the model, and a model that cannot be loaded must leave none.
+    """
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        metrics = trainer.validate(module, loaders, verbose=False)[0]
+    finally:
+        trainer.loggers = loggers
     return Measured({k: float(v) for k, v in metrics.items()}, _callback(trainer, SampleAnswers).take())
 
 
@@ -37,16 +42,6 @@ def restore_best(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(path, weights_only=True)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
-
-
-@contextmanager
-def without_loggers(trainer: pl.Trainer) -> Iterator[None]:
-    """Within, an evaluation is not logged as one of the run's own."""
-    loggers, trainer.loggers = trainer.loggers, []
-    try:
-        yield
-    finally:
-        trainer.loggers = loggers
 
 
 def signal_received(trainer: pl.Trainer) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -69,45 +69,41 @@ def _explained(model: Model) -> Iterator[None]:
     """Library errors while loading, told in the words of the config."""
     try:
         yield
-    except GatedRepoError as error:
-        raise TuneforgeError(
-            f"{model.path} is gated on the hub and this machine has no access to it",
-            path="model.path",
-            fix="accept its terms on the model's page, then export HF_TOKEN=<your token>",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise TuneforgeError(
-            f"{model.path} is not on the hub (or is private)",
-            path="model.path",
-            fix="check the spelling; a private one needs HF_TOKEN; a local folder is given as ./folder",
-        ) from error
-    except SafetensorError as error:
-        raise TuneforgeError(
-            f"{model.path}: a weights file cannot be read ({error})", path="model.path", fix="copy or download it again"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise _from_message(model, error) from error
+    except (HfHubHTTPError, SafetensorError, ImportError, OSError, ValueError) as error:
+        raise _told(model, error) from error
 
 
-def _from_message(model: Model, error: Exception) -> TuneforgeError:
-    """transformers wraps the hub's errors in OSError and ValueError with only a text to tell them apart."""
-    causes = [error, error.__cause__, error.__context__]
-    if any(isinstance(c, GatedRepoError) for c in causes) or "gated repo" in str(error):
+def _told(model: Model, error: Exception) -> TuneforgeError:
+    """transformers wraps the hub's errors in OSError and ValueError; their cause, or only their text, tells which."""
+    causes, text = (error, error.__cause__, error.__context__), str(error)
+    first = text.strip().splitlines()[0][:300]
+    if any(isinstance(c, GatedRepoError) for c in causes) or "gated repo" in text:
         return TuneforgeError(
             f"{model.path} is gated on the hub and this machine has no access to it",
             path="model.path",
             fix="accept its terms on the model's page, then export HF_TOKEN=<your token>",
         )
-    if "trust_remote_code" in str(error):
+    if any(isinstance(c, RepositoryNotFoundError) for c in causes):
+        return TuneforgeError(
+            f"{model.path} is not on the hub (or is private)",
+            path="model.path",
+            fix="check the spelling; a private one needs HF_TOKEN; a local folder is given as ./folder",
+        )
+    if "trust_remote_code" in text:
         return TuneforgeError(
             f"{model.path} needs Python code of its own to load",
             path="model.trust_remote_code",
             fix="read that code, then set model.trust_remote_code=true model.revision=<the commit you read>",
         )
-    first = str(error).strip().splitlines()[0][:300]
-    local = Path(locate(model.path)).is_dir()
-    if local:
-        return TuneforgeError(f"{model.path} cannot be loaded: {first}", path="model.path")
+    if "attention implementation" in text or isinstance(error, ImportError):
+        return TuneforgeError(
+            f"{model.attn_implementation} cannot be used for {model.path}: {first}",
+            path="model.attn_implementation",
+            fix="install what it needs, or set model.attn_implementation=sdpa",
+        )
+    if Path(locate(model.path)).is_dir():
+        fix = "copy or download its files again" if isinstance(error, SafetensorError) else ""
+        return TuneforgeError(f"{model.path} cannot be loaded: {first}", path="model.path", fix=fix)
     return TuneforgeError(
         f"{model.path} is no local folder, and the hub could not be asked for it: {first}",
         path="model.path",

@@ -47,15 +47,14 @@ def train(composed: Composed, rows: "Source", place: "Place") -> int:
 
     if place.checkpoint is None:
         record.before = finish.measure(trainer, module, loaders)
-        record.begin(module)
+        record.begin(trainer, module)
     trainer.fit(module, loaders, ckpt_path=place.checkpoint, weights_only=True)
     stopped = finish.signal_received(trainer)
     if stopped is not None:
         return record.interrupted(stopped)
 
     finish.restore_best(trainer, module)
-    with finish.without_loggers(trainer):
-        record.after = finish.measure(trainer, module, loaders)
+    record.after = finish.measure(trainer, module, loaders)
     finish.export(context, module)
     record.end(trainer)
     return EXIT_OK

@@ -118,3 +118,48 @@ def test_bad_input_is_one_clear_message_and_writes_nothing(refused, model_folder
             assert text in said, f"{name}: {said}"
         assert len(said.splitlines()) <= 6, f"{name}: {said}"
         assert not run.exists(), name
+
+
+def hub_error(kind, text):
+    import httpx2
+
+    return kind(text, response=httpx2.Response(403, request=httpx2.Request("GET", "https://hub.example")))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("GatedRepoError", "HF_TOKEN"),
+        ("RepositoryNotFoundError", "is not on the hub"),
+        ("wrapped gated", "accept its terms"),
+        ("remote code", "needs Python code of its own"),
+    ],
+)
+def test_what_the_hub_answers_is_told_in_the_configs_words(refused, monkeypatch, tmp_path, error, says):
+    from huggingface_hub import errors
+    from transformers import AutoConfig
+
+    rows = write(tmp_path / "rows.jsonl", ROWS["alpaca"])
+
+    def answer(*args, **kwargs):
+        if error == "remote code":
+            raise ValueError("Please pass the argument `trust_remote_code=True` to allow custom code to be run.")
+        if error == "wrapped gated":
+            raise OSError("You are trying to access a gated repo.")
+        raise hub_error(getattr(errors, error), "the hub says no")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", answer)
+    assert says in refused("model=hf", "model.path=org/name", "data=file", f"data.path={rows}")
+
+
+def test_a_damaged_weights_file_is_told(refused, model_folders, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(model_folders["llama"], tmp_path / "damaged")
+    (folder / "model.safetensors").write_bytes(b"not safetensors at all")
+    rows = write(tmp_path / "rows.jsonl", ROWS["alpaca"])
+    said = refused(
+        "model=hf", f"model.path={folder}", "data=file", f"data.path={rows}", f"hydra.run.dir={tmp_path}/run"
+    )
+    assert "cannot be loaded" in said
+    assert not (tmp_path / "run").exists()

@@ -67,8 +67,10 @@ class Record:
         """The optimizer step a checkpoint was saved at: its file's name says it."""
         return int(checkpoint.stem.partition("-")[2]) if checkpoint else 0
 
-    def begin(self, module: Any) -> None:
+    def begin(self, trainer: pl.Trainer, module: Any) -> None:
         """Write what is known before training; from here on the run can be resumed."""
+        for logger in trainer.loggers:
+            logger.log_metrics(self.before.metrics, step=0)
         self.parameters = {
             "total": sum(p.numel() for p in module.model.parameters()),
             "trainable": sum(p.numel() for p in module.model.parameters() if p.requires_grad),

@@ -293,12 +293,20 @@ def _parameter(name: str, default: ast.expr | None) -> Parameter:
 
 
 def _render(name: str, documented: list[Symbol]) -> str:
+    """A module's page: its docstring, a table of contents, then every symbol with its signature.
+
+    Contents, parameters and defaults say again what stands elsewhere on the page, as reference pages do. A small model
+    learns from that to look back, which is what most questions about a signature ask of it.
+    """
     lines: list[str] = [f"module {name}"]
+    contents = [line for symbol in documented if (line := _contents_line(symbol))]
     shown: set[str] = set()
     for symbol in documented:
         if symbol.kind == "module":
             lines += ["", *_indented(symbol.doc, 0)]
             continue
+        if contents:
+            lines, contents = [*lines, "", "Contents", *_indented("\n".join(contents), 1)], []
         parts = symbol.qualname.split(".")
         for depth in range(1, len(parts)):
             # A class without a docstring is no symbol; its methods still need to stand below its name.
@@ -307,7 +315,22 @@ def _render(name: str, documented: list[Symbol]) -> str:
                 shown.add(owner)
         shown.add(symbol.qualname)
         lines += ["", *_indented(symbol.signature, len(parts) - 1), *_indented(symbol.doc, len(parts))]
+        lines += _indented("\n".join(_reference(symbol)), len(parts))
     return "\n".join(lines) + "\n"
+
+
+def _contents_line(symbol: Symbol) -> str:
+    summary = " ".join(symbol.doc.partition("\n\n")[0].split())
+    return "" if symbol.kind == "module" or len(summary) > 120 else f"{symbol.name}: {summary}"
+
+
+def _reference(symbol: Symbol) -> list[str]:
+    """The parameters' names, and the defaults of those that have one."""
+    if not symbol.parameters:
+        return []
+    defaults = [f"{p.name} is {p.default}" for p in symbol.parameters if p.default is not None]
+    names = ", ".join(p.name for p in symbol.parameters)
+    return [f"Parameters of {symbol.name}: {names}", *([f"Defaults: {', '.join(defaults)}"] if defaults else [])]
 
 
 def _indented(text: str, depth: int) -> list[str]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tuneforge.schema.types import PositiveFloat
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -24,5 +26,8 @@ class Model:
     """Folder of a PEFT adapter to continue from."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """scratch: the architecture and tokenizer of `path` with new random weights."""
+    lr_scale: PositiveFloat = 1.0
+    """Multiplies the method's learning rate. Methods' rates are for models thousands of units wide; with Adam the best
+    rate falls as one over the width (arXiv 2203.03466)."""
     chat_template: str = "auto"
     """auto: the tokenizer's own, else `plain`; or `plain`, `chatml`, or the path of a Jinja file."""
