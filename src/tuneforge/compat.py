@@ -33,3 +33,14 @@ def enable_checkpointing(model: Any) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def is_4bit(module: Any) -> bool:
+    """Whether the module is a quantised layer that must never be put into eval mode.
+
+    In eval mode bitsandbytes 0.50 repacks 4-bit weights in place on CPUs with AVX512-BF16 (`Linear4bit.forward`), and
+    the next training step computes with other numbers, without an error. It goes when the repacking is undone.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    return isinstance(module, Linear4bit)

@@ -38,7 +38,7 @@ CONFIG_NAME = "config"
 
 T = TypeVar("T")
 
-OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+OmegaConf.register_resolver("times", lambda a, b: a * b, replace=True)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 from tuneforge.artifacts.folder import RunFolder, read_json
@@ -33,21 +34,20 @@ def run_processes(composed: Composed, place: Place, devices: int) -> int:
         ]
         # torchrun otherwise sets one thread a process and says so on the console.
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // devices))
-        child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads})
+        # A session of its own: signals reach the children through us alone, and each of them once.
+        child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads}, start_new_session=True)
         code = _wait(child)
         return int(outcome.read_text()) if outcome.is_file() else (code or EXIT_BUG)
 
 
 def _wait(child: "subprocess.Popen[bytes]") -> int:
-    """Wait for the agent; Ctrl-C reaches its whole process group from the terminal, so it is not sent twice."""
+    """Wait for the agent, passing SIGINT and SIGTERM on to it; it passes them on to its children."""
+    before = {number: signal.signal(number, lambda n, _: child.send_signal(n)) for number in (SIGINT, SIGTERM)}
     try:
         return child.wait()
-    except KeyboardInterrupt:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            child.send_signal(signal.SIGKILL)
-            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def pack(composed: Composed, place: Place) -> dict[str, Any]:

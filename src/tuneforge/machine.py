@@ -75,7 +75,7 @@ def compare(hardware: Hardware, machine: Machine) -> str:
     line = (
         f"hardware={hardware.name} ({profile}{best}) is not here: running on {machine.name} "
         f"({machine.memory_bytes / GIB:.0f} GB, {'bf16' if machine.bf16 else 'fp16' if machine.fp16 else 'fp32'}), "
-        f"slower, and with {'unpaged optimizer states' if machine.kind != 'cuda' else 'its own memory limit'}"
+        "planning for the lesser memory of the two" + ("" if machine.kind == "cuda" else ", optimizer states not paged")
     )
     if hardware.require:
         raise TuneforgeError(line, path="hardware", fix="run it on that device, or drop hardware.require=true")

@@ -1,6 +1,5 @@
 """Loading weights and tokenizers; every way this fails for a user becomes an error that names the config path."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -170,14 +169,3 @@ def max_positions(config: PretrainedConfig) -> int | None:
         if isinstance(value, int):
             return value
     return None
-
-
-def base_name(model: Model) -> str:
-    """The base as run.json and the adapter's card record it."""
-    return model.path
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """The facts a bundled model's card states about it."""
-    card: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    return card

@@ -52,6 +52,19 @@ def adapters_need_pretrained_weights(config: Config, tree: Mapping[str, Any]) ->
 
 
 @rule
+def one_process_is_one_device(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """strategy=single is one process on one device."""
+    devices = config.trainer.devices
+    if config.strategy.name != "single" or devices in ("auto", 1):
+        return None
+    return Problem(
+        f"trainer.devices={devices} asks for several processes, and strategy=single runs one",
+        "strategy",
+        fix="use strategy=ddp, or trainer.devices=1",
+    )
+
+
+@rule
 def an_eval_split_is_there(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """The best checkpoint is picked by eval loss, so some rows must be held out."""
     split = config.data.split

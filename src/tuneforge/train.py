@@ -1,35 +1,52 @@
 """A run from a checked config to its folder, in the order in which it happens."""
 
 import json
+import os
 from typing import TYPE_CHECKING
 
+from tuneforge import resume
 from tuneforge.compat import import_bitsandbytes
 from tuneforge.compose import Composed
 from tuneforge.console import quiet_libraries
 from tuneforge.data import source
-from tuneforge.errors import EXIT_OK
+from tuneforge.errors import EXIT_OK, TuneforgeError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from tuneforge.data.source import Source
     from tuneforge.resume import Place
+    from tuneforge.schema.training import Trainer
 
 
 def launch(composed: Composed) -> int:
     """Run a composed config in this process, or in as many as it asks for; returns the exit code."""
-    from tuneforge import resume
-
+    if "RANK" in os.environ:
+        raise TuneforgeError(
+            "this process was started by torchrun or a cluster's launcher, and tuneforge starts its own processes",
+            path="trainer.devices",
+            fix="run python -m tuneforge trainer.devices=N",
+        )
     quiet_libraries()
     config = composed.config
     # Rows come before everything heavy: a bad file is told in under a second.
     rows = source.read(config.data, composed.tree["data"], config.seed)
     place = resume.choose(composed)
-    if isinstance(config.trainer.devices, int) and config.trainer.devices > 1:
+    processes = num_processes(config.trainer)
+    if processes > 1 and config.strategy.name != "single":
         from tuneforge.launcher import run_processes
 
-        return run_processes(composed, place, config.trainer.devices)
+        return run_processes(composed, place, processes)
     return train(composed, rows, place)
+
+
+def num_processes(trainer: "Trainer") -> int:
+    """Processes on this machine: as many as asked for, or one for each GPU."""
+    if isinstance(trainer.devices, int):
+        return trainer.devices
+    import torch
+
+    return max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "cuda") else 1
 
 
 def train(composed: Composed, rows: "Source", place: "Place") -> int:

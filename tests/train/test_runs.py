@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from helpers import SHORT
-from tuneforge.compat import enable_checkpointing
+from tuneforge.compat import enable_checkpointing, is_4bit
 from tuneforge.data.batches import Collate, Rows
 from tuneforge.data.encode import IGNORE, encode
 from tuneforge.data.source import read
@@ -54,8 +54,7 @@ def load_result(ran, quantised: bool = False):
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **extra), adapter)
     model.eval()
     for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.training = True  # in eval mode bitsandbytes repacks for bf16 on CPUs that have it
+        module.training = is_4bit(module)  # in eval mode bitsandbytes repacks for bf16 on CPUs that have it
     return model, AutoTokenizer.from_pretrained(adapter)
 
 
@@ -69,7 +68,7 @@ def test_a_run_learns_and_its_result_gives_the_same_eval_loss_elsewhere(command,
     model, tokenizer = load_result(ran, quantised=method == "qlora")
     assert eval_loss(ran, model, tokenizer) == pytest.approx(after, abs=1e-4)
     if method == "qlora":
-        assert sum(type(m).__name__ == "Linear4bit" for m in model.modules()) == 4 * 7
+        assert sum(map(is_4bit, model.modules())) == 4 * 7
 
 
 def test_the_run_folder_holds_what_the_readme_says(command):

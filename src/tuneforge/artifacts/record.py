@@ -5,6 +5,7 @@ import datetime
 import importlib.metadata
 import platform
 import re
+import shlex
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -152,10 +153,13 @@ class Record:
         say(f"next        {self._next_command(result)}")
 
     def _next_command(self, result: Path) -> str:
+        """The run's own command, going on from its result."""
         if self.context.method.trains_base:
-            return f"python -m tuneforge model=hf model.path={result}   (go on from these weights)"
-        typed = [o for o in self.composed.overrides if not o.startswith(("model.adapter", "resume", "hydra."))]
-        return " ".join(["python -m tuneforge", *typed, f"model.adapter={result}"]) + "   (go on from this adapter)"
+            dropped, model = ("model", "resume", "hydra."), ["model=hf", f"model.path={result}"]
+        else:
+            dropped, model = ("model.adapter", "resume", "hydra."), [f"model.adapter={result}"]
+        typed = [o for o in self.composed.overrides if not o.startswith(dropped)]
+        return shlex.join(["python", "-m", "tuneforge", *typed, *model])
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.console import say
@@ -34,13 +35,23 @@ class StopSignals(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """At the end of an optimizer step: save and stop."""
-        if self.received is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self.received = self._agreed(trainer)
+        if self.received is None:
             return
         trainer.should_stop = True
-        # Without a minimum Lightning would go on to the epoch's end.
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
                 callback.save(trainer)
+
+    def _agreed(self, trainer: pl.Trainer) -> int | None:
+        """The signal that any process got: they stop at the same step, or those that go on would wait for ever."""
+        if trainer.world_size == 1:
+            return self.received
+        flag = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return int(flag) or None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from tuneforge.compat import is_4bit
 from tuneforge.console import say, warn
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.errors import TuneforgeError
@@ -91,8 +92,7 @@ def packing_error(model: nn.Module, documents: Sequence[Document], device: torch
     """Root mean square difference of packed and separate logits, relative to the logits' own."""
     was_training = {m: m.training for m in model.modules()}
     for module in model.modules():
-        # 4-bit layers stay as they are: see CausalLM.train.
-        module.training = module.training and type(module).__name__ == "Linear4bit"
+        module.training = is_4bit(module)
     try:
         separate = torch.cat([_logits(model, [d], device) for d in documents])
         packed = _logits(model, documents, device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from tuneforge.compat import enable_checkpointing
+from tuneforge.compat import enable_checkpointing, is_4bit
 from tuneforge.context import Context
 from tuneforge.data.batches import Batch
 from tuneforge.data.encode import IGNORE
@@ -64,13 +64,11 @@ class CausalLM(pl.LightningModule):
     def train(self, mode: bool = True) -> "CausalLM":
         """Switch between training and evaluation; 4-bit layers always stay in train mode.
 
-        In eval mode bitsandbytes repacks 4-bit weights in place on CPUs with AVX512-BF16, and the next training step
-        would compute with other numbers (bitsandbytes 0.50, `Linear4bit.forward`). The layers have no dropout.
+        The layers have no dropout; what eval mode does to them is told at `is_4bit`.
         """
         super().train(mode)
-        for module in self.modules():
-            if type(module).__name__ == "Linear4bit":
-                module.training = True
+        for module in filter(is_4bit, self.modules()):
+            module.training = True
         return self
 
     def configure_optimizers(self) -> Any:

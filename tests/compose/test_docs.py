@@ -1,0 +1,62 @@
+"""What the documentation shows is true."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tuneforge.cli import run
+from tuneforge.compose import compose, first_of_sweep, front, groups
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def shown_commands() -> list[str]:
+    """Every `python -m tuneforge ...` of the pages and of the option files, without its comment."""
+    texts = [p.read_text() for p in PAGES] + [
+        p.read_text().replace("# ", "", 1) for p in (ROOT / "conf").rglob("*.yaml")
+    ]
+    found = [line.strip() for text in texts for line in text.replace("\n# python", "\npython").splitlines()]
+    return sorted({c.partition("  #")[0].strip() for c in found if c.startswith("python -m tuneforge")})
+
+
+def test_there_are_commands_to_check():
+    assert len(shown_commands()) > 40
+
+
+@pytest.mark.parametrize("command", shown_commands())
+def test_a_command_that_is_shown_composes(command, capsys):
+    arguments = shlex.split(command)[3:]
+    if "--help" in arguments:
+        assert run(arguments) == 0
+        return
+    overrides = [a for a in arguments if "=" in a]
+    compose(first_of_sweep(overrides))
+
+
+def test_the_readme_lists_the_groups_and_options_there_are():
+    readme = (ROOT / "README.md").read_text()
+    with front() as loader:
+        there = groups(loader)
+    for group in ("model", "data", "method", "task_recipe", "hardware", "strategy"):
+        (line,) = [x for x in readme.splitlines() if x.startswith(f"    {group}/")]
+        shown = {w.strip(",") for w in re.split(r"  +", line.strip())[-1].split()}
+        assert shown == set(there[group]), group
+
+
+def test_the_help_lists_every_group_and_option_and_verb(capsys):
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    with front() as loader:
+        for group, options in groups(loader).items():
+            assert group in text
+            assert all(option in text for option in options)
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) >= 5
+    assert [x for x in links if not (ROOT / x).exists()] == []

@@ -1,0 +1,23 @@
+"""Plain Hydra sweeps run, and are refused before the first job where they cannot."""
+
+import json
+
+from helpers import SHORT
+from tuneforge.cli import run
+
+
+def test_each_value_is_a_run_of_its_own(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = run(["-m", "optim.lr=1e-4,1e-3", *SHORT, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert code == 0, capfd.readouterr().err
+    rates = [
+        json.loads((tmp_path / "sweep" / i / "metrics.jsonl").read_text().splitlines()[2])["train/lr"] for i in "01"
+    ]
+    assert rates[1] > 5 * rates[0]
+
+
+def test_a_swept_key_that_does_not_exist_is_refused_before_the_first_job(tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = refused("-m", "optim.lrr=1e-4,1e-3")
+    assert "did you mean 'lr'" in said
+    assert list(tmp_path.iterdir()) == []
