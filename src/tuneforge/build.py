@@ -57,9 +57,25 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     train_rows, eval_rows = (Rows(side.documents, max_length, config.data.packing) for side in (train, held))
     check_labels(train.documents, tokenizer, config.data.train_on)
     method = make(tree["method"])
-    costs = Costs(ModelShape.from_hf_config(architecture.to_dict()), Trainable.of_method(tree["method"]))
+    costs = None if isinstance(config.batch.per_device, int) else estimable(architecture.to_dict(), tree["method"])
     settled = settle(config, machine, train_rows, max_length, costs)
     return Context(config, tree, machine, settled, folder, tokenizer, architecture, method, train_rows, eval_rows)
+
+
+def estimable(architecture: dict[str, Any], method: dict[str, Any]) -> Costs:
+    """What the memory estimate needs.
+
+    Raises:
+        TuneforgeError: the architecture is not covered, so that `auto` cannot be worked out; training it is no problem.
+    """
+    try:
+        return Costs(ModelShape.from_hf_config(architecture), Trainable.of_method(method))
+    except TuneforgeError as error:
+        raise TuneforgeError(
+            f"auto needs a memory estimate, and there is none for this model: {error.problems[0].message}",
+            path="batch.per_device",
+            fix="set batch.per_device=1, or more where memory allows",
+        ) from error
 
 
 def settle_length(wanted: int | str, positions: int | None) -> int:

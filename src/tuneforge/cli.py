@@ -66,7 +66,7 @@ def _run(argv: list[str]) -> int:
 
         return _say(help_text(verb, VERBS, flags.config_dir))
     if flags.multirun:
-        return _multirun(argv, overrides, flags.config_dir)
+        return _multirun(overrides, flags.config_dir)
     if flags.cfg in ("hydra", "all"):
         return _hydra(argv)
     from tuneforge.compose import compose
@@ -99,12 +99,12 @@ def _verb(arguments: list[str]) -> tuple[str, list[str]]:
     return "train", arguments
 
 
-def _multirun(argv: list[str], overrides: list[str], config_dirs: list[Path]) -> int:
+def _multirun(overrides: list[str], config_dirs: list[Path]) -> int:
     """A Hydra sweep; what is swept and what is fixed are checked before the first job starts."""
-    from tuneforge.compose import compose, first_of_sweep
+    from tuneforge.compose import check_sweep
 
-    compose(first_of_sweep(overrides, config_dirs), config_dirs)
-    return _hydra(argv)
+    folders = [part for folder in config_dirs for part in ("--config-dir", str(folder.resolve()))]
+    return _hydra(["--multirun", *folders, *check_sweep(overrides, config_dirs)])
 
 
 def _hydra(argv: list[str]) -> int:

@@ -41,6 +41,6 @@ def is_4bit(module: Any) -> bool:
     In eval mode bitsandbytes 0.50 repacks 4-bit weights in place on CPUs with AVX512-BF16 (`Linear4bit.forward`), and
     the next training step computes with other numbers, without an error. It goes when the repacking is undone.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     return isinstance(module, Linear4bit)

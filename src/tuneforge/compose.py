@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
@@ -81,8 +82,15 @@ def front(config_dirs: Sequence[Path] = ()) -> Iterator[ConfigLoader]:
     plugins = Plugins.instance()
     if _ConfigDirs not in plugins.discover(SearchPathPlugin):
         plugins.register(_ConfigDirs)
-    with initialize_config_module(CONFIG_MODULE, job_name="tuneforge"):
-        yield GlobalHydra.instance().config_loader()
+    # A job of a sweep composes inside of Hydra's own main, whose state must be there again afterwards.
+    outer = Singleton.get_state() if GlobalHydra.instance().is_initialized() else None
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(CONFIG_MODULE, job_name="tuneforge"):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        if outer is not None:
+            Singleton.set_state(outer)
 
 
 def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> Composed:
@@ -135,7 +143,9 @@ def groups(loader: ConfigLoader) -> dict[str, list[str]]:
     return {g: options for g, options in found.items() if options}
 
 
-def _normalise(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], list[Override], list[Problem]]:
+def _normalise(
+    loader: ConfigLoader, overrides: Sequence[str], sweeping: bool = False
+) -> tuple[list[str], list[Override], list[Problem]]:
     """Overrides as Hydra takes them, the value overrides among them, and the problems of those left out."""
     known = groups(loader)
     in_defaults = _groups_in_defaults(loader)
@@ -156,12 +166,14 @@ def _normalise(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str
                 Problem(f"cannot read the argument {text!r}", fix=fix or "quote special characters: 'key=\"a,b\"'")
             )
             continue
-        problem = _group_problem(override, known) or _sweep_problem(override)
+        problem = _group_problem(override, known) or (None if sweeping else _sweep_problem(override))
         if problem:
             problems.append(problem)
         elif _is_hydra(override) or override.is_delete() or override.is_list_extend():
             lines.append(text)
-        elif override.key_or_group in known and not isinstance(override.value(), dict):
+        elif override.key_or_group in known and (
+            override.is_sweep_override() or not isinstance(override.value(), dict)
+        ):
             prefix = "" if override.key_or_group in in_defaults else "+"
             lines.append(prefix + text.lstrip("+"))
         else:
@@ -242,20 +254,30 @@ def _resolve(node: DictConfig, path: str, problems: list[Problem], origins: Mapp
     return done
 
 
-def first_of_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[str]:
-    """The overrides with each sweep replaced by its first value: what can be checked before the first job starts."""
+def check_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[str]:
+    """Refuse what no job of a sweep could compose, and return the overrides as Hydra's own front takes them.
+
+    Raises:
+        TuneforgeError: with every problem of the fixed overrides and of the first value of each swept one.
+    """
+    compose(first_of_sweep(overrides), config_dirs)
+    with front(config_dirs) as loader:
+        return _normalise(loader, overrides, sweeping=True)[0]
+
+
+def first_of_sweep(overrides: Sequence[str]) -> list[str]:
+    """The overrides with each sweep replaced by its first value."""
     parser = OverridesParser.create()
     first = []
-    with front(config_dirs):
-        for text in overrides:
-            try:
-                override = parser.parse_override(text)
-            except HydraException:
-                first.append(text)
-                continue
-            if override.is_discrete_sweep():
-                key = text.partition("=")[0]
-                first += [f"{key}={value!s}" for value in [*override.sweep_string_iterator()][:1]]
-            elif not override.is_sweep_override():
-                first.append(text)
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            first.append(text)
+            continue
+        if override.is_discrete_sweep():
+            key = text.partition("=")[0]
+            first += [f"{key}={value!s}" for value in [*override.sweep_string_iterator()][:1]]
+        elif not override.is_sweep_override():
+            first.append(text)
     return first

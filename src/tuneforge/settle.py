@@ -71,8 +71,8 @@ def base_dtype(config: Config, precision_name: str) -> str:
     return {"bf16": "bfloat16", "16": "float16", "32": "float32"}[precision_name.split("-", maxsplit=1)[0]]
 
 
-def settle(config: Config, machine: Machine, rows: Rows, max_length: int, costs: Costs) -> Settled:
-    """Batch, steps and precision of the run.
+def settle(config: Config, machine: Machine, rows: Rows, max_length: int, costs: Costs | None) -> Settled:
+    """Batch, steps and precision of the run; `costs` is needed for `batch.per_device=auto` alone.
 
     Raises:
         TuneforgeError: not even one row fits in memory.
@@ -82,8 +82,10 @@ def settle(config: Config, machine: Machine, rows: Rows, max_length: int, costs:
     if checkpointing == "auto":
         checkpointing = machine.kind != "cpu"
     wanted = _rows_per_step(config, rows)
-    per_device = config.batch.per_device if isinstance(config.batch.per_device, int) else 0
-    if not per_device:
+    if isinstance(config.batch.per_device, int):
+        per_device = config.batch.per_device
+    else:
+        assert costs is not None
         share = max(1, wanted // machine.world_size)
         fitting = largest_per_device(
             costs.shape,

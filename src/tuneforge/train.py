@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneforge import resume
@@ -85,7 +86,9 @@ def train_job(job: "DictConfig") -> tuple[int, float | None]:
     from tuneforge.compose import compose
 
     hydra = HydraConfig.get()
-    composed = compose([*hydra.overrides.task, f"hydra.run.dir={json.dumps(hydra.runtime.output_dir)}"])
+    overrides = [*hydra.overrides.task, f"hydra.run.dir={json.dumps(hydra.runtime.output_dir)}"]
+    config_dirs = [Path(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    composed = compose(overrides, config_dirs)
     code = launch(composed)
     if code != EXIT_OK:
         return code, None
