@@ -396,7 +396,7 @@ def test_the_dotted_name_replaces_the_bare_one(signature: str, shown: str) -> No
 def test_a_document_reads_like_help(tmp_path: Path) -> None:
     source = '''"""Tools for planting."""
 class Garden:
-    def plant(self, tree):
+    def plant(self, tree=None):
         """Put it in the ground.
 
         Water it, don\u2019t wait.
@@ -406,8 +406,11 @@ def rake():
 '''
     (text,) = [*documents(False, fake(tmp_path, {"garden.py": source})), *documents(True, tmp_path)]
     assert text == (
-        "module garden\n\nTools for planting.\n\nclass Garden\n\n    def plant(self, tree)\n"
-        "        Put it in the ground.\n\n        Water it, don't wait.\n\ndef rake()\n    Collect the leaves.\n"
+        "module garden\n\nTools for planting.\n\nContents\n    plant: Put it in the ground.\n"
+        "    rake: Collect the leaves.\n\nclass Garden\n\n    def plant(self, tree=None)\n"
+        "        Put it in the ground.\n\n        Water it, don't wait.\n"
+        "        Parameters of plant: tree\n        Defaults: tree is None\n\n"
+        "def rake()\n    Collect the leaves.\n"
     )
 
 

@@ -1,5 +1,6 @@
 """Saves after each evaluation; keeps the best by eval loss and the newest to resume from."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,12 @@ class Checkpoints(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the evaluation was part of training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.save(trainer)
+            self.save(trainer, float(trainer.callback_metrics[self.monitor]))
 
-    def save(self, trainer: pl.Trainer) -> None:
-        """Save the present step with its score and prune."""
+    def save(self, trainer: pl.Trainer, score: float = math.inf) -> None:
+        """Save the present step and prune. Without a score the weights were not evaluated, and are never the best."""
         step = trainer.global_step
-        self.scores[step] = float(trainer.callback_metrics[self.monitor])
+        self.scores[step] = min(score, self.scores.get(step, math.inf))
         trainer.save_checkpoint(self.path(trainer, step), weights_only=False)
         ranked = sorted(self.scores, key=lambda s: (self.scores[s], s))
         keep = {*ranked[: self.keep_best], *sorted(self.scores)[-self.keep_last :]}

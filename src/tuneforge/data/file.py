@@ -50,7 +50,7 @@ def _find(path: str | None) -> list[Path]:
         shown = "null" if path is None else "empty"
         raise _error(f"data=file needs a file, a folder or a glob, and this is {shown}", "data.path=rows.jsonl")
     if "://" in path:
-        raise _error(f"{path} is an address; data=file reads local files", "download it, or use data=hub for a hub set")
+        raise _error(f"{path} is an address; data=file reads local files", "download it and give the file")
     target = Path(os.path.expanduser(path))
     if target.is_dir():
         return _in_folder(target)

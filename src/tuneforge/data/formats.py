@@ -113,7 +113,7 @@ def _several_formats(rows: Sequence[Row], fitting: Sequence[str]) -> TuneforgeEr
         return TuneforgeError(message, path="data.format", fix=f"choose one: data.format={fitting[0]}")
     firsts = {name: next((row.origin for row in rows if _FORMATS[name].fits(row.fields)), "") for name in fitting}
     found = ", ".join(f"{origin} is {name}" for name, origin in firsts.items() if origin)
-    fix = "keep one format in each source; data=mix joins several sources"
+    fix = "keep one format in a source"
     return TuneforgeError(f"the rows are of different formats: {found}", path="data.format", fix=fix)
 
 
