@@ -50,6 +50,8 @@ class CausalLM(pl.LightningModule):
         if self.model is not None:
             return
         context = self.context
+        # New weights, an adapter's among them, are drawn here: the same on every device and in every run of this seed.
+        seed_at(context.config.seed, 0)
         dtype = getattr(torch, context.settled.base_dtype)
         stored = torch.float32 if context.method.trains_base else dtype
         base = load_model(context.config.model, context.architecture, stored, context.method.quantization_config(dtype))
@@ -105,7 +107,7 @@ class CausalLM(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed every generator from the position in the run: dropout is then the same after a resume."""
         settled = self.context.settled
-        seed_at(self.context.config.seed, batch_idx * settled.world_size + self.global_rank)
+        seed_at(self.context.config.seed, 1 + batch_idx * settled.world_size + self.global_rank)
         self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -216,7 +218,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def seed_at(seed: int, position: int) -> None:
-    """Seed Python, NumPy and torch from (seed, position)."""
+    """Seed Python, NumPy and torch from (seed, position); position 0 is the building of the model."""
     mixed = int(np.random.SeedSequence((seed, position)).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)
