@@ -1,7 +1,8 @@
 """`data=pydoc`: instruction rows out of the installed standard library, so there is real text on every machine.
 
-Five short tasks over the same documentation. Two of them (`parameters`, `default`) can be answered by copying from
-the input, three need to know how names and descriptions go together; the mix keeps the first kind in the minority.
+Six short tasks over the same documentation. `signature` asks what can be read off a signature and is what a model of a
+few million parameters learns best; `parameters` and `default` can be answered by copying from the input; `summarise`,
+`name` and `describe_parameter` need to know how names and descriptions go together.
 """
 
 import hashlib
@@ -15,16 +16,23 @@ from tuneforge.data.rows import Row
 from tuneforge.data.stdlib import Symbol, documents, is_held_out, package, symbols
 from tuneforge.errors import TuneforgeError, did_you_mean
 
+SIGNATURE = "signature"
 SUMMARISE = "summarise"
 NAME = "name"
 DESCRIBE_PARAMETER = "describe_parameter"
 PARAMETERS = "parameters"
 DEFAULT = "default"
 
-SHARES = {PARAMETERS: 0.18, DEFAULT: 0.12}
-"""Largest share of all rows that a copyable task may take; the surplus is left out by hash."""
+AT_MOST = {SIGNATURE: 4000, SUMMARISE: 800, NAME: 1000, PARAMETERS: 700, DEFAULT: 600, DESCRIBE_PARAMETER: 300}
+"""Rows of each task; the surplus is left out by hash. Long free answers are kept few: a summary has some twenty tokens
+that hardly follow from the signature, and a loss per token over many of them says little about what was learnt."""
 
 TEMPLATES = {
+    SIGNATURE: (
+        "What does this signature say?",
+        "Read this signature: kind, visibility, parameters, defaults, stars.",
+        "Describe the signature without its names.",
+    ),
     SUMMARISE: (
         "Summarise in one sentence what this {kind} does.",
         "What does this Python {kind} do?",
@@ -118,7 +126,7 @@ def pydoc(*, tasks: list[str] | None = None) -> list[Row]:
     """Instruction rows from the running Python's standard library, in a fixed order.
 
     Args:
-        tasks: Some of summarise, name, describe_parameter, parameters, default; null means all of them.
+        tasks: Some of signature, summarise, name, describe_parameter, parameters, default; null means all of them.
     """
     wanted = list(TEMPLATES) if tasks is None else tasks
     for task in wanted:
@@ -139,12 +147,10 @@ def pydoc_text() -> list[Row]:
 
 @cache
 def questions(root: Path | None = None) -> tuple[Question, ...]:
-    """Every question that the library below `root` answers, by module and symbol, in the proportions of `SHARES`."""
+    """The questions that the library below `root` answers, by module and symbol, at most `AT_MOST` of a task."""
     found: dict[tuple[str, str, str], Question] = {}
     for symbol in symbols(root):
-        if not _is_public(symbol):
-            continue
-        for ask in _ASKS:
+        for ask in _ASKS if _is_public(symbol) else (_signature,):
             for question in ask(symbol):
                 # The first answer stands: "name the method of MH: ..." must not have two.
                 found.setdefault((question.task, question.input, question.parameter), question)
@@ -174,6 +180,25 @@ def described_parameters(symbol: Symbol) -> dict[str, str]:
         if name in known and name not in found and (clean := _description(text)):
             found[name] = clean
     return found
+
+
+def _signature(symbol: Symbol) -> Iterator[Question]:
+    """What kind it is, who may use it, how many parameters and defaults it has, and whether it takes any others."""
+    if symbol.kind not in ("class", "function", "method"):
+        return
+    special = symbol.name.startswith("__") and symbol.name.endswith("__")
+    visibility = "special" if special else "private" if symbol.name.startswith("_") else "public"
+    named = [p for p in symbol.parameters if not p.name.startswith("*")]
+    defaults = sum(p.default is not None for p in named)
+    stars = [p.name[: p.name.count("*")] for p in symbol.parameters if p.name.startswith("*")]
+    facts = [symbol.kind, visibility]
+    if symbol.kind != "class":
+        facts += [_count(len(named), "parameter"), _count(defaults, "default"), " and ".join(stars) or "no stars"]
+    yield Question(SIGNATURE, symbol, _header(symbol), ", ".join(facts))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
 
 
 def _summarise(symbol: Symbol) -> Iterator[Question]:
@@ -220,6 +245,7 @@ def _default(symbol: Symbol) -> Iterator[Question]:
 
 
 _ASKS: tuple[Callable[[Symbol], Iterator[Question]], ...] = (
+    _signature,
     _summarise,
     _name,
     _describe_parameter,
@@ -229,14 +255,11 @@ _ASKS: tuple[Callable[[Symbol], Iterator[Question]], ...] = (
 
 
 def _balanced(found: list[Question]) -> Iterator[Question]:
-    """All but the surplus of the tasks in `SHARES`, picked by hash and not by place in the alphabet."""
-    free = sum(question.task not in SHARES for question in found)
-    total = free / (1 - sum(SHARES.values()))
+    """At most `AT_MOST` of each task, picked by hash and not by place in the alphabet."""
     kept: set[Question] = set()
-    for task, share in SHARES.items():
-        of_task = sorted((q for q in found if q.task == task), key=lambda q: _digest(q.key))
-        kept.update(of_task[: int(total * share)])
-    return (question for question in found if question.task not in SHARES or question in kept)
+    for task, limit in AT_MOST.items():
+        kept.update(sorted((q for q in found if q.task == task), key=lambda q: _digest(q.key))[:limit])
+    return (question for question in found if question in kept)
 
 
 def _digest(text: str) -> int:
