@@ -22,7 +22,7 @@ from tuneforge.data.encode import Encoded, encode
 from tuneforge.data.source import Source
 from tuneforge.data.template import choose_template
 from tuneforge.errors import TuneforgeError
-from tuneforge.machine import compare, detect
+from tuneforge.machine import Machine, compare, detect
 from tuneforge.models import check_weights, load_config, load_tokenizer, max_positions
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.settle import Costs, settle
@@ -159,7 +159,7 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
     return pl.Trainer(
         default_root_dir=context.folder.root,
         accelerator="gpu" if context.machine.kind == "cuda" else context.machine.kind,
-        devices=[context.machine.device.index or 0] if context.machine.kind == "cuda" else 1,
+        devices=_devices(context.machine),
         strategy=make(context.tree["strategy"], context.machine),
         precision=settled.precision,  # type: ignore[arg-type]
         max_epochs=1,
@@ -179,6 +179,13 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
     )
+
+
+def _devices(machine: Machine) -> int | list[int]:
+    """Lightning's word for this process's device: the count where there are several, else which one."""
+    if machine.world_size > 1 or machine.kind != "cuda":
+        return machine.world_size
+    return [machine.device.index]
 
 
 def facts(context: Context) -> dict[str, Any]:

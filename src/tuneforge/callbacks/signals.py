@@ -41,6 +41,11 @@ class StopSignals(pl.Callback):
         if self.received is None:
             return
         trainer.should_stop = True
+        # Lightning evaluates once more whenever it stops early. One that is due anyway belongs to the run; any other
+        # would cost the time that a cluster grants between the signal and the kill.
+        assert isinstance(trainer.val_check_batch, int)
+        if (batch_idx + 1) % trainer.val_check_batch:
+            trainer.limit_val_batches = 0
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
                 callback.save(trainer)
