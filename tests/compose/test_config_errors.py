@@ -134,7 +134,7 @@ def test_provenance_says_file_line_and_override():
     assert composed.origins["optim.weight_decay"].where == "command line: optim.weight_decay=0.05"
     assert composed.origins["method.name"].where.startswith("conf/method/qlora.yaml:")
     assert composed.origins["method.clip"].where.startswith("conf/method/lora.yaml:")
-    assert composed.origins["optim.lr"].expression == "${method.lr.${task_recipe.objective}}"
+    assert composed.origins["optim.lr"].expression.startswith("${times:${method.lr.${task_recipe.objective}},")
     assert composed.origins["data.packing"].where == "default of tuneforge.schema.data.Data"
 
 
