@@ -1,5 +1,6 @@
 """The ends of a run: measuring before and after, restoring the best weights, exporting them."""
 
+import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,8 @@ def export(context: Context, module: Any) -> None:
     model = module.model if is_adapter else module.model.to(getattr(torch, context.settled.base_dtype))
     model.save_pretrained(temporary)
     context.tokenizer.save_pretrained(temporary)
+    if folder.exists():
+        shutil.rmtree(folder)  # left by this run before it was interrupted between here and its end
     temporary.replace(folder)
 
 
