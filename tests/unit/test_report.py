@@ -393,4 +393,4 @@ def test_numbers_read_well(value: Any, text: str) -> None:
 def test_the_module_imports_no_heavy_library() -> None:
     heavy = ("torch", "transformers", "lightning", "peft", "datasets")
     code = f"import sys, tuneforge.artifacts.report; sys.exit([m for m in {heavy} if m in sys.modules] or 0)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
