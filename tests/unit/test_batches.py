@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tuneforge.callbacks.start_checks import check_batch
 from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.data.packing import pack
@@ -103,3 +104,12 @@ def test_eval_rows_come_once_over_all_devices_and_equally_often_on_each():
 def test_an_empty_row_has_nothing_to_learn():
     batch = Collate(0)([Rows([document(1, 2)], 4, packing=True)[Rows.EMPTY]])
     assert torch.all(batch["labels"] == IGNORE)
+
+
+def test_the_collated_batch_is_checked_and_a_wrong_mask_is_noticed():
+    rows = Rows([document(5, 6, 7), document(8, 9)], 8, packing=True)
+    batch = Collate(0)([rows[(0, 3)]])
+    check_batch(batch)
+    batch["labels"][0, 2] = batch["input_ids"][0, 3]  # across the border of two documents
+    with pytest.raises(AssertionError):
+        check_batch(batch)

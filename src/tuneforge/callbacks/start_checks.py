@@ -37,6 +37,18 @@ def check_labels(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBa
         )
 
 
+def check_batch(batch: Any) -> None:
+    """Assert of a collated batch that it has labels, and that each is the token after it in the same document."""
+    labels, ids, positions = batch["labels"], batch["input_ids"], batch["position_ids"]
+    supervised = labels != IGNORE
+    assert int(supervised.sum()) <= int(batch["num_labels"]), "the step has fewer labels than this batch of it"
+    assert int(batch["num_labels"]) > 0, "the optimizer step has no supervised token"
+    assert not bool(supervised[:, -1].any()), "the last token of a row has a label and nothing after it"
+    shown = supervised[:, :-1]
+    assert bool((labels[:, :-1] == ids[:, 1:])[shown].all()), "a label is not the token that follows"
+    assert bool((positions[:, 1:] == positions[:, :-1] + 1)[shown].all()), "a label crosses into another document"
+
+
 def _ends_in(document: Document, special: set[int]) -> bool:
     supervised = document.labels[document.labels != IGNORE]
     return int(supervised[-1]) in special
@@ -47,6 +59,7 @@ class StartChecks(pl.Callback):
 
     def __init__(self) -> None:
         self.done = False
+        self.batch_checked = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Before the first evaluation."""
@@ -59,6 +72,12 @@ class StartChecks(pl.Callback):
         assert not asleep, (
             f"{len(asleep)} modules are in eval mode, {asleep[:3]} among them: checkpointing would be off"
         )
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """On the first collated batch: each label is the next token of its own document."""
+        if not self.batch_checked:
+            self.batch_checked = True
+            check_batch(batch)
 
     def _run(self, module: Any) -> None:
         if self.done or not module.context.config.data.packing:
