@@ -72,6 +72,7 @@ def estimable(architecture: dict[str, Any], method: dict[str, Any]) -> Costs:
         return Costs(ModelShape.from_hf_config(architecture), Trainable.of_method(method))
     except TuneforgeError as error:
         raise TuneforgeError(
+            "no-memory-estimate",
             f"auto needs a memory estimate, and there is none for this model: {error.problems[0].message}",
             path="batch.per_device",
             fix="set batch.per_device=1, or more where memory allows",
@@ -89,6 +90,7 @@ def settle_length(wanted: int | str, positions: int | None) -> int:
     assert isinstance(wanted, int)
     if positions is not None and wanted > positions:
         raise TuneforgeError(
+            "too-long-for-model",
             f"is {wanted} and the model has positions for {positions} tokens",
             path="data.max_length",
             fix=f"set data.max_length={positions} or less, or pick a model with a longer context",

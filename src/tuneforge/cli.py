@@ -19,7 +19,7 @@ HYDRA_FLAGS = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise TuneforgeError(message, fix="run `python -m tuneforge --help`")
+        raise TuneforgeError("bad-flag", message, fix="run `python -m tuneforge --help`")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -86,13 +86,16 @@ def _verb(arguments: list[str]) -> tuple[str, list[str]]:
     flags = [a for a in arguments if a.startswith("-")]
     if flags:
         known = [o for action in _parser()._actions for o in action.option_strings] + list(HYDRA_FLAGS)
-        raise TuneforgeError(f"there is no flag {flags[0]}", fix=did_you_mean(flags[0].partition("=")[0], known))
+        raise TuneforgeError(
+            "unknown-flag", f"there is no flag {flags[0]}", fix=did_you_mean(flags[0].partition("=")[0], known)
+        )
     if arguments and "=" not in arguments[0] and not arguments[0].startswith("~"):
         if arguments[0] in VERBS:
             return arguments[0], arguments[1:]
         close = near(arguments[0], VERBS)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise TuneforgeError(
+            "unknown-verb",
             f"there is no verb {arguments[0]!r}",
             fix=f"{hint}verbs: {', '.join(VERBS)}; an override is written key=value",
         )

@@ -76,7 +76,9 @@ def front(config_dirs: Sequence[Path] = ()) -> Iterator[ConfigLoader]:
     missing = [d for d in config_dirs if not d.is_dir()]
     if missing:
         raise TuneforgeError(
-            f"--config-dir {missing[0]}: there is no such folder", fix=f"looked at {missing[0].resolve()}"
+            "no-config-dir",
+            f"--config-dir {missing[0]}: there is no such folder",
+            fix=f"looked at {missing[0].resolve()}",
         )
     _ConfigDirs.dirs = tuple(d.resolve() for d in config_dirs)
     plugins = Plugins.instance()
@@ -163,7 +165,11 @@ def _normalise(
                 else "an override is written key=value; run `python -m tuneforge --help` for the verbs"
             )
             problems.append(
-                Problem(f"cannot read the argument {text!r}", fix=fix or "quote special characters: 'key=\"a,b\"'")
+                Problem(
+                    "unreadable-override",
+                    f"cannot read the argument {text!r}",
+                    fix=fix or "quote special characters: 'key=\"a,b\"'",
+                )
             )
             continue
         problem = _group_problem(override, known) or (None if sweeping else _sweep_problem(override))
@@ -186,17 +192,24 @@ def _group_problem(override: Override, known: Mapping[str, list[str]]) -> Proble
     group = override.key_or_group
     if "/" in group and not _is_hydra(override) and group not in known:
         return Problem(
-            "there is no such config group", group, f"command line: {override.input_line}", did_you_mean(group, known)
+            "unknown-group",
+            "there is no such config group",
+            group,
+            f"command line: {override.input_line}",
+            did_you_mean(group, known),
         )
     if group not in known or override.is_delete() or override.is_sweep_override():
         return None
     chosen = override.value()
     if chosen is None:
         origin = f"command line: {override.input_line}"
-        return Problem("a run needs an option of this group", group, origin, f"options: {', '.join(known[group])}")
+        return Problem(
+            "no-option", "a run needs an option of this group", group, origin, f"options: {', '.join(known[group])}"
+        )
     for option in chosen if isinstance(chosen, list) else [chosen]:
         if option is not None and not isinstance(option, dict) and str(option) not in known[group]:
             return Problem(
+                "unknown-option",
                 f"there is no option {str(option)!r} in this group",
                 group,
                 f"command line: {override.input_line}",
@@ -209,6 +222,7 @@ def _sweep_problem(override: Override) -> Problem | None:
     if not override.is_sweep_override():
         return None
     return Problem(
+        "several-values",
         "several values need --multirun",
         override.key_or_group,
         f"command line: {override.input_line}",
@@ -229,7 +243,7 @@ def _from_hydra(error: Exception) -> Problem:
     """Hydra's own message without its stack: a broken option file, a deletion that matches nothing."""
     cause = error.__cause__ if not str(error).strip() and error.__cause__ else error
     lines = [line.strip() for line in str(cause).strip().splitlines() if line.strip()]
-    return Problem(lines[0] if lines else type(error).__name__, fix="\n  ".join(lines[1:]))
+    return Problem("broken-option-file", lines[0] if lines else type(error).__name__, fix="\n  ".join(lines[1:]))
 
 
 def _resolve(node: DictConfig, path: str, problems: list[Problem], origins: Mapping[str, Origin]) -> dict[str, Any]:
@@ -250,7 +264,7 @@ def _resolve(node: DictConfig, path: str, problems: list[Problem], origins: Mapp
                 done[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except OmegaConfBaseException as error:
             first = str(error).strip().splitlines()[0]
-            problems.append(Problem(f"cannot be worked out: {first}", where, origin_of(origins, where)))
+            problems.append(Problem("unresolved", f"cannot be worked out: {first}", where, origin_of(origins, where)))
     return done
 
 

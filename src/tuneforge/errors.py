@@ -1,11 +1,12 @@
 """How a problem that the user can fix is described and printed: no traceback, one to a few lines each."""
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, ClassVar, TextIO
 
 EXIT_OK = 0
 EXIT_BUG = 1
@@ -19,6 +20,8 @@ EXIT_SIGTERM = 143
 class Problem:
     """One thing the user can fix."""
 
+    code: str
+    """Stable name of this kind of problem: its heading in docs/errors.md."""
     message: str
     """What was wanted and what is there, in one sentence."""
     path: str = ""
@@ -39,18 +42,19 @@ class Problem:
 class TuneforgeError(Exception):
     """Something the user can fix: printed without a traceback, exit code 2."""
 
-    exit_code = EXIT_USER
+    exit_code: ClassVar[int] = EXIT_USER
 
-    def __init__(self, message: str = "", *, path: str = "", origin: str = "", fix: str = "") -> None:
-        self.problems: list[Problem] = [Problem(message, path, origin, fix)] if message else []
+    def __init__(self, code: str, message: str, *, path: str = "", origin: str = "", fix: str = "") -> None:
+        self.problems: list[Problem] = [Problem(code, message, path, origin, fix)]
         super().__init__(message)
 
     @classmethod
     def of(cls, problems: Iterable[Problem]) -> "TuneforgeError":
         """All problems of one config in one error, in the order given."""
-        error = cls()
-        error.problems = list(problems)
-        error.args = ("\n".join(map(str, error.problems)),)
+        found = list(problems)
+        error = cls(found[0].code, found[0].message)
+        error.problems = found
+        error.args = ("\n".join(map(str, found)),)
         return error
 
 
@@ -94,10 +98,33 @@ def _edits(a: str, b: str, at_most: int) -> int:
     return row[-1]
 
 
-def print_problems(problems: Sequence[Problem], stream: TextIO | None = None) -> None:
-    """Print each problem as `error: ...`; red on a terminal, plain elsewhere and with NO_COLOR set."""
+JSON_ERRORS = "TUNEFORGE_JSON_ERRORS"
+"""Set to 1, as `--json-errors` does for a command and its children, problems are printed as JSON."""
+
+
+def print_problems(problems: Sequence[Problem], severity: str = "error", stream: TextIO | None = None) -> None:
+    """Print each problem as `error: ...`, red on a terminal (not with NO_COLOR set), or as one JSON object a line."""
     out = stream or sys.stderr
-    colour = out.isatty() and "NO_COLOR" not in os.environ
-    label = "\033[1;31merror\033[0m" if colour else "error"
     for problem in problems:
-        print(f"{label}: {problem}", file=out)
+        if os.environ.get(JSON_ERRORS) == "1":
+            print(json.dumps(as_record(problem, severity), ensure_ascii=False), file=out, flush=True)
+        else:
+            print(f"{_label(severity, out)}: {problem}", file=out, flush=True)
+
+
+def as_record(problem: Problem, severity: str = "error") -> dict[str, Any]:
+    """The problem as `--json-errors` prints it."""
+    return {
+        "severity": severity,
+        "code": problem.code,
+        "path": problem.path,
+        "origin": problem.origin,
+        "message": problem.message,
+        "fix": problem.fix,
+    }
+
+
+def _label(severity: str, out: TextIO) -> str:
+    if not out.isatty() or "NO_COLOR" in os.environ:
+        return severity
+    return f"\033[1;{31 if severity == 'error' else 33}m{severity}\033[0m"

@@ -64,6 +64,8 @@ def config_text(composed: Composed, package: str | None) -> str:
     for part in package.split(".") if package else []:
         if not isinstance(node, dict) or part not in node:
             known = node if isinstance(node, dict) else []
-            raise TuneforgeError(f"--package {package}: there is no node {part!r}", fix=did_you_mean(part, known))
+            raise TuneforgeError(
+                "unknown-node", f"--package {package}: there is no node {part!r}", fix=did_you_mean(part, known)
+            )
         node = node[part]
     return OmegaConf.to_yaml(OmegaConf.create(node)).rstrip() if isinstance(node, dict) else str(node)

@@ -44,6 +44,7 @@ def detect(config: Config) -> Machine:
     kind = present if wanted == "auto" else wanted
     if kind not in ("cpu", present):
         raise TuneforgeError(
+            "no-such-device",
             f"is {wanted!r} and torch finds no such device here (it finds {present})",
             path="trainer.accelerator",
             fix="drop the key, or install a torch build for the device",
@@ -78,7 +79,9 @@ def compare(hardware: Hardware, machine: Machine) -> str:
         "planning for the lesser memory of the two" + ("" if machine.kind == "cuda" else ", optimizer states not paged")
     )
     if hardware.require:
-        raise TuneforgeError(line, path="hardware", fix="run it on that device, or drop hardware.require=true")
+        raise TuneforgeError(
+            "wrong-hardware", line, path="hardware", fix="run it on that device, or drop hardware.require=true"
+        )
     return line
 
 

@@ -39,13 +39,19 @@ def locate(path: str) -> str:
         if not (folder / "config.json").is_file():
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
             raise TuneforgeError(
+                "not-a-model",
                 f"{path}: the folder has no config.json, so it is not a model (it holds {found})",
                 path="model.path",
                 fix="give the folder that `save_pretrained` wrote; an adapter goes into model.adapter, its base here",
             )
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise TuneforgeError(f"{path}: there is no such folder", path="model.path", fix=f"looked at {folder.resolve()}")
+        raise TuneforgeError(
+            "no-model-folder",
+            f"{path}: there is no such folder",
+            path="model.path",
+            fix=f"looked at {folder.resolve()}",
+        )
     return path
 
 
@@ -57,6 +63,7 @@ def check_weights(model: Model) -> None:
     if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
         raise TuneforgeError(
+            "no-weights",
             f"{model.path}: the folder has a config but no weights (it holds {found})",
             path="model.path",
             fix="copy the *.safetensors files there too, or start from random ones: model.init=scratch method=full",
@@ -78,32 +85,37 @@ def _told(model: Model, error: Exception) -> TuneforgeError:
     first = text.strip().splitlines()[0][:300]
     if any(isinstance(c, GatedRepoError) for c in causes) or "gated repo" in text:
         return TuneforgeError(
+            "gated-model",
             f"{model.path} is gated on the hub and this machine has no access to it",
             path="model.path",
             fix="accept its terms on the model's page, then export HF_TOKEN=<your token>",
         )
     if any(isinstance(c, RepositoryNotFoundError) for c in causes):
         return TuneforgeError(
+            "no-such-model",
             f"{model.path} is not on the hub (or is private)",
             path="model.path",
             fix="check the spelling; a private one needs HF_TOKEN; a local folder is given as ./folder",
         )
     if "trust_remote_code" in text:
         return TuneforgeError(
+            "needs-remote-code",
             f"{model.path} needs Python code of its own to load",
             path="model.trust_remote_code",
             fix="read that code, then set model.trust_remote_code=true model.revision=<the commit you read>",
         )
     if "attention implementation" in text or isinstance(error, ImportError):
         return TuneforgeError(
+            "attention-unavailable",
             f"{model.attn_implementation} cannot be used for {model.path}: {first}",
             path="model.attn_implementation",
             fix="install what it needs, or set model.attn_implementation=sdpa",
         )
     if Path(locate(model.path)).is_dir():
         fix = "copy or download its files again" if isinstance(error, SafetensorError) else ""
-        return TuneforgeError(f"{model.path} cannot be loaded: {first}", path="model.path", fix=fix)
+        return TuneforgeError("unloadable-model", f"{model.path} cannot be loaded: {first}", path="model.path", fix=fix)
     return TuneforgeError(
+        "hub-unreachable",
         f"{model.path} is no local folder, and the hub could not be asked for it: {first}",
         path="model.path",
         fix="check the spelling and the network; offline, give the folder of a model saved here before (./folder)",
@@ -127,6 +139,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         )
     if tokenizer.eos_token_id is None:
         raise TuneforgeError(
+            "no-eos",
             f"the tokenizer of {model.path} has no EOS token, so a tuned model could not end an answer",
             path="model.path",
             fix="set `eos_token` in its tokenizer_config.json",

@@ -52,6 +52,7 @@ def choose(composed: Composed) -> Place:
     if (path / "run.json").is_file():
         return _continue(composed, path, None)
     raise TuneforgeError(
+        "nothing-to-resume",
         f"{wanted} is neither a run folder (with run.json) nor a checkpoint (.ckpt)",
         path="resume",
         fix="give a folder under output_root, a file of its checkpoints/, or resume=auto",
@@ -79,6 +80,7 @@ def newest_unfinished(composed: Composed) -> Path | None:
 def _fresh(composed: Composed) -> Place:
     if (composed.run_dir / "run.json").exists():
         raise TuneforgeError(
+            "folder-in-use",
             f"{composed.run_dir} already holds a run, and nothing is overwritten",
             path="hydra.run.dir",
             fix=f"choose another folder, or go on with it: resume={composed.run_dir}",
@@ -110,6 +112,7 @@ def _changed(composed: Composed, root: Path) -> TuneforgeError:
     return TuneforgeError.of(
         [
             Problem(
+                "config-changed",
                 f"{root} was run with another config; resuming must not change "
                 + ", ".join(f"{k} ({before.get(k)!r} -> {now.get(k)!r})" for k in keys[:8]),
                 "resume",

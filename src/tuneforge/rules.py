@@ -33,6 +33,7 @@ def remote_code_is_pinned(config: Config, tree: Mapping[str, Any]) -> Problem | 
     if not config.model.trust_remote_code or pinned:
         return None
     return Problem(
+        "remote-code-unpinned",
         f"model.trust_remote_code=true needs a pinned model.revision, got {config.model.revision!r}",
         "model.revision",
         fix="read the code at one commit, then set model.revision=<its 40-digit hash>: a branch can change under you",
@@ -45,6 +46,7 @@ def adapters_need_pretrained_weights(config: Config, tree: Mapping[str, Any]) ->
     if config.model.init == "pretrained" or config.method.name == "full":
         return None
     return Problem(
+        "adapter-on-random-base",
         f"method={config.method.name} trains an adapter, and model.init=scratch leaves a random base frozen under it",
         "method",
         fix="use method=full, or model.init=pretrained",
@@ -58,6 +60,7 @@ def one_process_is_one_device(config: Config, tree: Mapping[str, Any]) -> Proble
     if config.strategy.name != "single" or devices in ("auto", 1):
         return None
     return Problem(
+        "single-is-one-device",
         f"trainer.devices={devices} asks for several processes, and strategy=single runs one",
         "strategy",
         fix="use strategy=ddp, or trainer.devices=1",
@@ -71,6 +74,7 @@ def an_eval_split_is_there(config: Config, tree: Mapping[str, Any]) -> Problem |
     if split.eval_path is not None or split.eval_fraction > 0 or split.by == "source":
         return None
     return Problem(
+        "no-eval-split",
         "is 0 and there is no data.split.eval_path: nothing would show overfitting or pick the best checkpoint",
         "data.split.eval_fraction",
         fix="set data.split.eval_fraction=0.1, or data.split.eval_path=FILE",
@@ -83,6 +87,7 @@ def restarted_weights_have_no_adapter(config: Config, tree: Mapping[str, Any]) -
     if config.model.adapter is None or config.method.name != "full":
         return None
     return Problem(
+        "adapter-without-method",
         "model.adapter continues from an adapter, and method=full trains none",
         "model.adapter",
         fix="use the method that made the adapter (adapter_config.json names it), or drop model.adapter",

@@ -24,6 +24,7 @@ def launch(composed: Composed) -> int:
     """Run a composed config in this process, or in as many as it asks for; returns the exit code."""
     if "RANK" in os.environ:
         raise TuneforgeError(
+            "foreign-launcher",
             "this process was started by torchrun or a cluster's launcher, and tuneforge starts its own processes",
             path="trainer.devices",
             fix="run python -m tuneforge trainer.devices=N",

@@ -26,12 +26,14 @@ def test_nothing_near_lists_all():
 
 def test_problems_are_printed_plainly_where_there_is_no_terminal():
     out = io.StringIO()
-    print_problems([Problem("is wrong", "optim.lr", "command line: optim.lr=x", "set a number")], out)
+    print_problems(
+        [Problem("wrong-value", "is wrong", "optim.lr", "command line: optim.lr=x", "set a number")], stream=out
+    )
     assert out.getvalue() == "error: optim.lr (command line: optim.lr=x): is wrong\n  set a number\n"
 
 
 def test_an_error_of_many_problems_shows_all():
-    error = TuneforgeError.of([Problem("one", "a"), Problem("two", "b")])
+    error = TuneforgeError.of([Problem("x", "one", "a"), Problem("y", "two", "b")])
     assert [p.path for p in error.problems] == ["a", "b"]
     assert "one" in str(error)
     assert "two" in str(error)

@@ -34,6 +34,7 @@ class AtomicCheckpointIO(CheckpointIO):
         source = Path(path)
         if not is_whole(source):
             raise TuneforgeError(
+                "checkpoint-damaged",
                 f"{source}: the checkpoint is incomplete or damaged (its hash differs from its manifest)",
                 path="resume",
                 fix="resume from an older checkpoint of the same folder",

@@ -31,6 +31,7 @@ def check_labels(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBa
     doubled = [d for d in documents if bos is not None and list(d.input_ids[:2]) == [bos, bos]]
     if doubled:
         raise TuneforgeError(
+            "two-bos",
             f"{len(doubled)} documents start with two BOS tokens ({doubled[0].origin} first)",
             path="model.chat_template",
             fix="remove the BOS token from the rows or from the template: one of them is enough",
@@ -90,6 +91,7 @@ class StartChecks(pl.Callback):
         limit = 1e-4 if module.context.settled.precision == "32-true" else 2e-2
         if error > limit:
             raise TuneforgeError(
+                "packing-leaks",
                 f"documents in one row see each other: packed logits differ from separate ones by {error:.1%} "
                 f"(attn_implementation={module.context.config.model.attn_implementation})",
                 path="data.packing",

@@ -63,6 +63,7 @@ def encode(
     if not encoded.documents:
         where = ", ".join(dict.fromkeys(r.origin for r in rendered[:5]))
         raise TuneforgeError(
+            "nothing-supervised",
             f"no row has a supervised token within data.max_length={max_length} (rows {where}, ...): nothing to learn",
             path="data",
             fix="raise data.max_length, shorten the prompts, or check that the answers are not empty",

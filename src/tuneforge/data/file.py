@@ -29,7 +29,9 @@ def file(*, path: str) -> list[Row]:
     try:
         found = _find(path)
     except OSError as error:
-        raise _error(f"cannot look at {path}: {error.strerror}", "check the path and its permissions") from error
+        raise _error(
+            "unreadable-file", f"cannot look at {path}: {error.strerror}", "check the path and its permissions"
+        ) from error
     base = os.path.commonpath([one.parent for one in found])
     rows: list[Row] = []
     for one in found:
@@ -38,8 +40,8 @@ def file(*, path: str) -> list[Row]:
     return rows
 
 
-def _error(message: str, fix: str) -> TuneforgeError:
-    return TuneforgeError(message, path="data.path", fix=fix)
+def _error(code: str, message: str, fix: str) -> TuneforgeError:
+    return TuneforgeError(code, message, path="data.path", fix=fix)
 
 
 # Which files
@@ -48,9 +50,11 @@ def _error(message: str, fix: str) -> TuneforgeError:
 def _find(path: str | None) -> list[Path]:
     if not path or not path.strip():
         shown = "null" if path is None else "empty"
-        raise _error(f"data=file needs a file, a folder or a glob, and this is {shown}", "data.path=rows.jsonl")
+        raise _error(
+            "no-data-path", f"data=file needs a file, a folder or a glob, and this is {shown}", "data.path=rows.jsonl"
+        )
     if "://" in path:
-        raise _error(f"{path} is an address; data=file reads local files", "download it and give the file")
+        raise _error("not-local", f"{path} is an address; data=file reads local files", "download it and give the file")
     target = Path(os.path.expanduser(path))
     if target.is_dir():
         return _in_folder(target)
@@ -69,13 +73,18 @@ def _in_folder(folder: Path) -> list[Path]:
         return found
     here = ", ".join(sorted(one.name for one in visible)[:8]) or "nothing"
     deeper = f"; for files further down: data.path='{folder}/**/*.jsonl'" if any(map(Path.is_dir, visible)) else ""
-    raise _error(f"no data file in the folder {folder.resolve()}, which holds: {here}", f"{_known_list()}{deeper}")
+    raise _error(
+        "no-data-file",
+        f"no data file in the folder {folder.resolve()}, which holds: {here}",
+        f"{_known_list()}{deeper}",
+    )
 
 
 def _matching(pattern: Path) -> list[Path]:
     found = sorted(one for one in map(Path, glob.glob(str(pattern), recursive=True)) if one.is_file())
     if not found:
         raise _error(
+            "glob-matches-nothing",
             f"no file matches the glob {pattern} (looked from {Path.cwd()})",
             "quote it, so that the shell leaves it alone: 'data.path=data/*.jsonl'",
         )
@@ -88,7 +97,7 @@ def _known(path: Path) -> Path:
         return path
     what = f"ends in '{extension}'" if extension else "has no extension"
     fix = "unpack it first; " if extension in _PACKED else ""
-    raise _error(f"{path} {what}, so its format is unknown", f"{fix}{_known_list()}")
+    raise _error("unknown-file-type", f"{path} {what}, so its format is unknown", f"{fix}{_known_list()}")
 
 
 def _known_list() -> str:
@@ -97,17 +106,19 @@ def _known_list() -> str:
 
 def _missing(path: Path) -> TuneforgeError:
     if path.is_symlink():
-        return _error(f"{path} is a link to {path.readlink()}, which does not exist", "mend the link")
+        return _error("no-such-file", f"{path} is a link to {path.readlink()}, which does not exist", "mend the link")
     folder = path.parent
     if not folder.is_dir():
         exists = next(one for one in folder.resolve().parents if one.is_dir())
-        return _error(f"no such folder: {folder.resolve()} (it exists up to {exists})", "check the path")
+        return _error(
+            "no-such-file", f"no such folder: {folder.resolve()} (it exists up to {exists})", "check the path"
+        )
     names = sorted(one.name for one in folder.iterdir())
     close = near(path.name, names)
     data = [name for name in names if Path(name).suffix.lower() in _READERS]
     hint = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
     holds = f"data files there: {', '.join(data[:8]) or 'none'}{' ...' if len(data) > 8 else ''}"
-    return _error(f"no such file: {path.name} (looked in {folder.resolve()})", f"{hint}{holds}")
+    return _error("no-such-file", f"no such file: {path.name} (looked in {folder.resolve()})", f"{hint}{holds}")
 
 
 # From bytes to text
@@ -117,9 +128,11 @@ def _bytes(path: Path, name: str) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise _error(f"cannot read {name}: {error.strerror}", f"check its permissions: ls -l {path}") from error
+        raise _error(
+            "unreadable-file", f"cannot read {name}: {error.strerror}", f"check its permissions: ls -l {path}"
+        ) from error
     if not raw:
-        raise _error(f"{name} is empty", _NO_ROWS)
+        raise _error("no-rows", f"{name} is empty", _NO_ROWS)
     return raw
 
 
@@ -129,17 +142,17 @@ def _text(raw: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         encoding = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
         where = f"{_place(raw, error.start)} (0x{raw[error.start]:02x})"
-        raise _error(f"{name} is not UTF-8: {where}", _iconv(encoding, name)) from None
+        raise _error("not-utf8", f"{name} is not UTF-8: {where}", _iconv(encoding, name)) from None
     nul = raw.find(b"\0")
     if nul >= 0:
         # Text in UTF-16 without a mark is valid UTF-8 with a NUL beside every ASCII letter.
         wide = raw.count(b"\0") * 3 > len(raw)
         utf16 = _iconv("UTF-16BE" if nul == 0 else "UTF-16LE", name)
         fix = utf16 if wide else "remove it: the file is damaged or binary"
-        raise _error(f"{name} holds a NUL byte: {_place(raw, nul)}", fix)
+        raise _error("not-utf8", f"{name} holds a NUL byte: {_place(raw, nul)}", fix)
     text = text.removeprefix("\ufeff")
     if not text.strip():
-        raise _error(f"{name} is empty: it holds blank lines only", _NO_ROWS)
+        raise _error("no-rows", f"{name} is empty: it holds blank lines only", _NO_ROWS)
     return text
 
 
@@ -211,7 +224,7 @@ def _jsonl(raw: bytes, name: str) -> list[Row]:
             broken.append(f"line {number} is {kind_of(value)}, not an object")
     if broken:
         count = f"{len(broken)} broken line{'s' if len(broken) > 1 else ''}"
-        raise _error(f"{name} has {count}:{first_few(broken, _SHOWN)}", _jsonl_fix(text))
+        raise _error("broken-rows", f"{name} has {count}:{first_few(broken, _SHOWN)}", _jsonl_fix(text))
     return rows
 
 
@@ -232,26 +245,32 @@ def _json(raw: bytes, name: str) -> list[Row]:
     if isinstance(value, dict):
         value = _only_list(value, name)
     if not isinstance(value, list):
-        raise _error(f"{name} is {kind_of(value)}", "wanted: a list of objects, one for each row")
+        raise _error("broken-rows", f"{name} is {kind_of(value)}", "wanted: a list of objects, one for each row")
     if not value:
-        raise _error(f"{name} is an empty list", _NO_ROWS)
+        raise _error("no-rows", f"{name} is an empty list", _NO_ROWS)
     broken = [f"{name}[{i}] is {kind_of(one)}" for i, one in enumerate(value) if not isinstance(one, dict)]
     if broken:
         fix = "wanted: a list of objects, one for each row"
-        raise _error(f"{len(broken)} of {len(value)} rows in {name} are not objects:{first_few(broken, _SHOWN)}", fix)
+        raise _error(
+            "broken-rows",
+            f"{len(broken)} of {len(value)} rows in {name} are not objects:{first_few(broken, _SHOWN)}",
+            fix,
+        )
     return [_row(one, f"{name}[{i}]") for i, one in enumerate(value)]
 
 
 def _json_error(error: ValueError | RecursionError, text: str, name: str) -> TuneforgeError:
     if not isinstance(error, json.JSONDecodeError):
-        return _error(f"{name} is broken: {_why(error)}", "correct the file")
+        return _error("broken-file", f"{name} is broken: {_why(error)}", "correct the file")
     if error.msg == "Extra data" and _is_object(text.strip().split("\n", 1)[0]):
-        return _error(f"{name} is JSONL (one object on each line), not JSON", "rename it to .jsonl")
+        return _error("broken-file", f"{name} is JSONL (one object on each line), not JSON", "rename it to .jsonl")
     end = text.rstrip()
     where = f"line {error.lineno}, {_why(error)}"
     if error.pos >= len(end) or end[-1] not in "]}":
-        return _error(f"{name} is cut off: it ends inside a value ({where})", "write or download it again")
-    return _error(f"{name} is broken: {where}", "correct the file")
+        return _error(
+            "broken-file", f"{name} is cut off: it ends inside a value ({where})", "write or download it again"
+        )
+    return _error("broken-file", f"{name} is broken: {where}", "correct the file")
 
 
 def _is_object(text: str) -> bool:
@@ -268,7 +287,7 @@ def _only_list(value: Mapping[str, Any], name: str) -> Any:
         return value[lists[0]]
     found = f"{len(lists)} of them ({', '.join(lists)})" if lists else f"none (keys: {', '.join(value) or 'none'})"
     fix = "write a list of objects, one for each row (pandas: orient='records'); if it is one row, rename it to .jsonl"
-    raise _error(f"{name} is an object; wanted in it: exactly one list of objects; found: {found}", fix)
+    raise _error("broken-rows", f"{name} is an object; wanted in it: exactly one list of objects; found: {found}", fix)
 
 
 def _csv(raw: bytes, name: str) -> list[Row]:
@@ -282,18 +301,22 @@ def _tsv(raw: bytes, name: str) -> list[Row]:
 def _table(text: str, name: str, delimiter: str) -> list[Row]:
     (_, header), *records = _records(text, name, delimiter)
     if len(set(header)) < len(header):
-        raise _error(f"the header of {name} names columns twice: {_twice(header)}", "give each column its own name")
+        raise _error(
+            "broken-header",
+            f"the header of {name} names columns twice: {_twice(header)}",
+            "give each column its own name",
+        )
     other = next((mark for mark in ",;\t|" if len(header) == 1 and mark in header[0]), "")
     if other:
         what = f"one column, {header[0]!r}: it looks separated by {other!r}, not {delimiter!r}"
-        raise _error(f"the header of {name} is {what}", "separate by commas in .csv, by tabs in .tsv")
+        raise _error("broken-header", f"the header of {name} is {what}", "separate by commas in .csv, by tabs in .tsv")
     if not records:
-        raise _error(f"{name} has a header and no rows", _NO_ROWS)
+        raise _error("no-rows", f"{name} has a header and no rows", _NO_ROWS)
     wrong = [f"line {line}: {len(one)} fields" for line, one in records if len(one) != len(header)]
     if wrong:
         count = f"{len(wrong)} row{'s' if len(wrong) > 1 else ''} whose fields are not the header's {len(header)}"
         fix = f'put a field that holds {delimiter!r} or a line break in quotes: "like, this"'
-        raise _error(f"{name} has {count}:{first_few(wrong, _SHOWN)}", fix)
+        raise _error("broken-rows", f"{name} has {count}:{first_few(wrong, _SHOWN)}", fix)
     return [_row(dict(zip(header, one, strict=True)), f"{name}:{line}") for line, one in records]
 
 
@@ -311,7 +334,7 @@ def _records(text: str, name: str, delimiter: str) -> list[tuple[int, list[str]]
             start = reader.line_num + 1
     except csv.Error as error:
         fix = 'close each quote, and double a quote inside a quoted field: "she said ""yes"""'
-        raise _error(f"{name} is broken in the row that starts on line {start}: {error}", fix) from error
+        raise _error("broken-file", f"{name} is broken in the row that starts on line {start}: {error}", fix) from error
     return records
 
 
@@ -322,17 +345,25 @@ def _parquet(raw: bytes, name: str) -> list[Row]:
         import pyarrow as arrow
         from pyarrow import parquet
     except ImportError as error:
-        raise _error(f"{name} is Parquet, which needs pyarrow ({error})", "pip install 'tuneforge[data]'") from error
+        raise _error(
+            "needs-pyarrow", f"{name} is Parquet, which needs pyarrow ({error})", "pip install 'tuneforge[data]'"
+        ) from error
     try:
         table = parquet.ParquetFile(arrow.BufferReader(raw)).read()
         columns: list[str] = table.column_names
         if len(set(columns)) < len(columns):
-            raise _error(f"{name} has columns of the same name: {_twice(columns)}", "give each column its own name")
+            raise _error(
+                "broken-header",
+                f"{name} has columns of the same name: {_twice(columns)}",
+                "give each column its own name",
+            )
         records: list[dict[str, Any]] = table.to_pylist()
     except (arrow.ArrowException, OSError, ValueError) as error:
-        raise _error(f"{name} is not a readable Parquet file: {error}", "write or download it again") from error
+        raise _error(
+            "broken-file", f"{name} is not a readable Parquet file: {error}", "write or download it again"
+        ) from error
     if not records:
-        raise _error(f"{name} has columns and no rows", _NO_ROWS)
+        raise _error("no-rows", f"{name} has columns and no rows", _NO_ROWS)
     return [_row(one, f"{name} row {number}") for number, one in enumerate(records, 1)]
 
 

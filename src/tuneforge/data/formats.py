@@ -67,9 +67,11 @@ def recognise(rows: Sequence[Row], wanted: str = "auto") -> str:
     """The format of the rows: `wanted` if their columns allow it; with "auto", the one format that they fit."""
     if wanted != "auto" and wanted not in _FORMATS:
         hint = did_you_mean(wanted, ["auto", *_FORMATS])
-        raise TuneforgeError(f"unknown format {wanted!r}", path="data.format", fix=hint)
+        raise TuneforgeError("unknown-format", f"unknown format {wanted!r}", path="data.format", fix=hint)
     if not rows:
-        raise TuneforgeError("the data has no rows", path="data.path", fix="name a source with at least one row")
+        raise TuneforgeError(
+            "no-rows", "the data has no rows", path="data.path", fix="name a source with at least one row"
+        )
     columns = dict.fromkeys(name for row in rows[:_LOOK] for name in row.fields)
     considered = list(_FORMATS) if wanted == "auto" else [wanted]
     fitting = [name for name in considered if _FORMATS[name].fits(columns)]
@@ -89,7 +91,7 @@ def _check_optional(columns: Mapping[str, Any], form: str) -> None:
         close = [name for name in columns if name.strip().lower().rstrip("s") == wanted]
         if close and wanted not in columns:
             message = f"column {close[0]!r} is close to {wanted!r}, which {form} reads, but not the same"
-            raise TuneforgeError(message, path="data.format", fix="rename or remove the column")
+            raise TuneforgeError("misspelt-column", message, path="data.format", fix="rename or remove the column")
 
 
 def _no_format(columns: Mapping[str, Any], considered: Sequence[str], origin: str) -> TuneforgeError:
@@ -103,18 +105,20 @@ def _no_format(columns: Mapping[str, Any], considered: Sequence[str], origin: st
     known = [f"{name}: {_FORMATS[name]}" for name in considered]
     fix = [*sorted(misses), "columns wanted:", *(f"  {line}" for line in known)]
     message = f"the columns do not fit {wants}; found: {found} (first row: {origin})"
-    return TuneforgeError(message, path="data.format", fix="\n  ".join(fix))
+    return TuneforgeError("no-format", message, path="data.format", fix="\n  ".join(fix))
 
 
 def _several_formats(rows: Sequence[Row], fitting: Sequence[str]) -> TuneforgeError:
     both = [row for row in rows if sum(_FORMATS[name].fits(row.fields) for name in fitting) > 1]
     if both:
         message = f"the columns fit more than one format: {', '.join(fitting)} (first row: {both[0].origin})"
-        return TuneforgeError(message, path="data.format", fix=f"choose one: data.format={fitting[0]}")
+        return TuneforgeError(
+            "several-formats", message, path="data.format", fix=f"choose one: data.format={fitting[0]}"
+        )
     firsts = {name: next((row.origin for row in rows if _FORMATS[name].fits(row.fields)), "") for name in fitting}
     found = ", ".join(f"{origin} is {name}" for name, origin in firsts.items() if origin)
     fix = "keep one format in a source"
-    return TuneforgeError(f"the rows are of different formats: {found}", path="data.format", fix=fix)
+    return TuneforgeError("several-formats", f"the rows are of different formats: {found}", path="data.format", fix=fix)
 
 
 def convert(
@@ -127,16 +131,18 @@ def convert(
         try:
             example = _FORMATS[format].convert(row.fields)
         except RowError as reason:
-            bad.append(Problem(str(reason), "data.path", row.origin))
+            bad.append(Problem("bad-rows", str(reason), "data.path", row.origin))
             continue
         examples.append(replace(example, origin=row.origin, group=row.group, held_out=row.held_out))
     if bad and (on_bad == "error" or not examples):
         listed = first_few([f"{problem.origin}: {problem.message}" for problem in bad], _SHOWN)
         fix = "correct these rows" + (", or leave them out: data.on_bad=skip" if examples else "")
         message = f"{len(bad)} of {len(rows)} rows cannot be used as {format!r}:{listed}"
-        raise TuneforgeError(message, path="data.path", fix=fix)
+        raise TuneforgeError("bad-rows", message, path="data.path", fix=fix)
     if not examples:
-        raise TuneforgeError("the data has no rows", path="data.path", fix="name a source with at least one row")
+        raise TuneforgeError(
+            "no-rows", "the data has no rows", path="data.path", fix="name a source with at least one row"
+        )
     return examples, bad
 
 
@@ -257,7 +263,9 @@ def shuffle_answers(examples: Sequence[Example], seed: int) -> list[Example]:
     What a model still learns from these is format; what it learns more from the true ones is content.
     """
     if len(examples) < 2:
-        raise TuneforgeError("answers can be shuffled among 2 examples or more", path="data", fix="use more rows")
+        raise TuneforgeError(
+            "nothing-to-shuffle", "answers can be shuffled among 2 examples or more", path="data", fix="use more rows"
+        )
     answers = [_answer(example) for example in examples]
     generator = random.Random(seed)  # noqa: S311 - a reproducible control, no secret
     source = list(range(len(examples)))
@@ -273,7 +281,9 @@ def _answer(example: Example) -> str:
         return example.messages[_last_assistant(example)]["content"]
     if not example.completion:
         fix = "use data.format=alpaca, chat or prompt_completion"
-        raise TuneforgeError(f"{example.origin} has no answer to shuffle", path="data.format", fix=fix)
+        raise TuneforgeError(
+            "nothing-to-shuffle", f"{example.origin} has no answer to shuffle", path="data.format", fix=fix
+        )
     return example.completion
 
 

@@ -131,10 +131,12 @@ def pydoc(*, tasks: list[str] | None = None) -> list[Row]:
     wanted = list(TEMPLATES) if tasks is None else tasks
     for task in wanted:
         if task not in TEMPLATES:
-            raise TuneforgeError(f"no task {task!r}", path="data.tasks", fix=did_you_mean(task, TEMPLATES))
+            raise TuneforgeError(
+                "unknown-task", f"no task {task!r}", path="data.tasks", fix=did_you_mean(task, TEMPLATES)
+            )
     if not wanted:
         fix = f"name some of {', '.join(TEMPLATES)}, or leave it null for all"
-        raise TuneforgeError("an empty list leaves no rows", path="data.tasks", fix=fix)
+        raise TuneforgeError("unknown-task", "an empty list leaves no rows", path="data.tasks", fix=fix)
     return [question.row for question in questions() if question.task in wanted]
 
 

@@ -62,6 +62,7 @@ def _check_sides(train: Sequence[Example], held: Sequence[Example]) -> None:
     for side, name in ((train, "train"), (held, "eval")):
         if not side:
             raise TuneforgeError(
+                "empty-split",
                 f"the split leaves no {name} row ({len(train)} train, {len(held)} eval)",
                 path="data.split",
                 fix="give more rows, change data.split.eval_fraction, or set data.split.eval_path=FILE",

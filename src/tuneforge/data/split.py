@@ -41,10 +41,14 @@ def split(
 
 def _check(by: str, eval_fraction: float) -> None:
     if by not in BY:
-        raise TuneforgeError(f"unknown way to split {by!r}", path="data.split.by", fix=did_you_mean(by, BY))
+        raise TuneforgeError(
+            "unknown-split", f"unknown way to split {by!r}", path="data.split.by", fix=did_you_mean(by, BY)
+        )
     if not 0 <= eval_fraction < 1:
         message = f"wanted: a fraction from 0 to below 1; found: {eval_fraction}"
-        raise TuneforgeError(message, path="data.split.eval_fraction", fix="0.05 holds out 5 % of the rows")
+        raise TuneforgeError(
+            "bad-fraction", message, path="data.split.eval_fraction", fix="0.05 holds out 5 % of the rows"
+        )
 
 
 def _way(examples: Sequence[Example], by: str) -> str:
@@ -56,18 +60,20 @@ def _way(examples: Sequence[Example], by: str) -> str:
         return "group" if grouped else "row"
     if by == "source" and flagged < len(examples):
         message = f"'source' needs every row marked by its source as held out or not; {flagged} of {len(examples)} are"
-        raise TuneforgeError(message, path="data.split.by", fix="data.split.by=auto")
+        raise TuneforgeError("split-by-source", message, path="data.split.by", fix="data.split.by=auto")
     if by == "group" and not grouped:
         message = "'group' needs rows with a group, and none has one"
         fix = "add a column group, conversation_id or document_id, or set data.split.by=row"
-        raise TuneforgeError(message, path="data.split.by", fix=fix)
+        raise TuneforgeError("split-by-group", message, path="data.split.by", fix=fix)
     return by
 
 
 def _check_flags(held: Sequence[bool]) -> None:
     if len(set(held)) < 2:
         message = f"the source holds out {sum(held)} of these {len(held)} rows: a split needs some on each side"
-        raise TuneforgeError(message, path="data.split.by", fix="use more rows, or set data.split.by=row")
+        raise TuneforgeError(
+            "split-by-source", message, path="data.split.by", fix="use more rows, or set data.split.by=row"
+        )
 
 
 def _units(examples: Sequence[Example], way: str) -> list[str]:
@@ -106,7 +112,7 @@ def _choose(sizes: Counter[str], eval_fraction: float, seed: int, way: str) -> s
         what = "identical" if way == "row" else "of one group, or identical"
         fix = "data.split.by=row, data.split.eval_path=FILE or data.split.eval_fraction=0"
         message = f"{total} row{'s' if total != 1 else ''} cannot be split: all are {what}"
-        raise TuneforgeError(message, path="data.split.eval_fraction", fix=fix)
+        raise TuneforgeError("cannot-split", message, path="data.split.eval_fraction", fix=fix)
     target = min(max(1, round(total * eval_fraction)), total - 1)
     small = len(sizes) * min(eval_fraction, 1 - eval_fraction) < _EXACT_BELOW
     place = {unit: _place(unit, seed) for unit in sizes}

@@ -127,6 +127,7 @@ def modules(root: Path | None = None) -> list[Module]:
     found = _scan(where)
     if not found:
         raise TuneforgeError(
+            "no-stdlib-source",
             f"no Python source in {where}, so there is no documentation to read",
             path="data",
             fix="use a Python that ships its library as .py files, or your own rows: data=file data.path=FILE",

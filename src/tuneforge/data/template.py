@@ -50,6 +50,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
     if wanted in NAMED:
         if wanted == "chatml" and "<|im_end|>" not in tokenizer.get_vocab():
             raise TuneforgeError(
+                "no-template-token",
                 "chatml needs the token <|im_end|>, and this tokenizer does not have it",
                 path="model.chat_template",
                 fix="use model.chat_template=plain",
@@ -59,6 +60,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
     file = Path(wanted)
     if not file.is_file():
         raise TuneforgeError(
+            "unknown-template",
             f"{wanted!r} is neither a name nor a file",
             path="model.chat_template",
             fix=did_you_mean(wanted, ["auto", *NAMED]) + ", or the path of a Jinja file",
@@ -111,6 +113,7 @@ def _span(
     upto = _apply(tokenizer, messages[: i + 1], origin)
     if not upto.startswith(prefix):
         raise TuneforgeError(
+            "template-splits-wrongly",
             f"the chat template does not write the answer of {origin} after its own generation prompt, "
             "so answer and prompt cannot be told apart",
             path="model.chat_template",
@@ -128,6 +131,7 @@ def _apply(
     except TemplateError as error:
         roles = ", ".join(str(m["role"]) for m in messages)
         raise TuneforgeError(
+            "template-refuses-row",
             f"the chat template refuses {origin} (roles: {roles}): {error}",
             path="model.chat_template",
             fix="change the rows (many templates take no system role and want user and assistant in turn), "

@@ -45,7 +45,9 @@ class Lora:
             first = str(error).strip().splitlines()[0]
             path = "model.adapter" if adapter is not None else "method.target_modules"
             linears = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-            raise TuneforgeError(first, path=path, fix=f"linear modules here: {', '.join(linears)}") from error
+            raise TuneforgeError(
+                "adapter-does-not-fit", first, path=path, fix=f"linear modules here: {', '.join(linears)}"
+            ) from error
 
     def _config(self) -> LoraConfig:
         return LoraConfig(

@@ -269,6 +269,7 @@ def largest_per_device(
         return rows
     needed = estimate(shape, per_device=1, **same)
     raise TuneforgeError(
+        "does-not-fit",
         f"one row of {same['max_length']} tokens needs about {needed.total / GIB:.1f} GiB ({needed}) and "
         f"{budget / GIB:.1f} GiB are available ({available_bytes / GIB:.1f} less a margin of {1 - headroom:.0%})",
         path="batch.per_device",

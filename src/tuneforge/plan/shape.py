@@ -139,6 +139,7 @@ class ModelShape:
         kind = config.get("model_type", "the model")
         for key in (k for k in _NOT_COVERED if config.get(k)):
             raise TuneforgeError(
+                "no-memory-estimate",
                 f"{kind} is {_NOT_COVERED[key]} ({key}={config[key]}): its memory is not estimated",
                 path="model.path",
                 fix="set batch.per_device to a number",
@@ -148,6 +149,7 @@ class ModelShape:
             said.setdefault("intermediate_size", 4 * said["hidden_size"])
         for name in (n for n in _REQUIRED if n not in said):
             raise TuneforgeError(
+                "no-memory-estimate",
                 f"the config of {kind} has no {' or '.join(_KEYS[name])}, so its memory cannot be estimated",
                 path="model.path",
                 fix="give a text-only decoder model, or set batch.per_device to a number",
@@ -244,6 +246,7 @@ class Trainable:
         known = [linear.name.rpartition(".")[2] for linear in layer] + list(_OUTSIDE)
         for target in (t for t in self.targets if t not in _OUTSIDE and not any(_ends(i.name, t) for i in layer)):
             raise TuneforgeError(
+                "unknown-module",
                 f"{target!r} is no linear module of this model",
                 path="method.target_modules",
                 fix=did_you_mean(target, known),

@@ -64,8 +64,8 @@ class _Walk:
         self.problems: list[Problem] = []
         self.defaulted: dict[str, str] = {}
 
-    def report(self, path: str, message: str, fix: str = "") -> None:
-        self.problems.append(Problem(message, path, self.origin_of(path), fix))
+    def report(self, code: str, path: str, message: str, fix: str = "") -> None:
+        self.problems.append(Problem(code, message, path, self.origin_of(path), fix))
 
     def node(self, tree: dict[str, Any], type_: NodeType, path: str) -> dict[str, Any]:
         """A mapping against a dataclass, and against the signature of its `_target_` if it is pluggable."""
@@ -92,16 +92,16 @@ class _Walk:
             return False
         where = f"{path}.{TARGET}"
         if not isinstance(target, str):
-            self.report(where, f"must be a dotted path, got {_shown(target)}")
+            self.report("bad-target", where, f"must be a dotted path, got {_shown(target)}")
             return True
         refusal = why_untrusted(target)
         if refusal:
-            self.report(where, refusal)
+            self.report("untrusted-target", where, refusal)
             return True
         try:
             signature = read_signature(target)
         except UnreadableTargetError as error:
-            self.report(where, f"{target} cannot be found: {error}")
+            self.report("target-not-found", where, f"{target} cannot be found: {error}")
             return True
         for name, option in signature.fields.items():
             known = fields.get(name)
@@ -121,7 +121,7 @@ class _Walk:
             elif option.default is ...:
                 continue  # an expression that only the target itself can evaluate
             elif option.required:
-                self.report(where, f"is required and nothing sets it ({option.doc or schema})")
+                self.report("required-key", where, f"is required and nothing sets it ({option.doc or schema})")
             else:
                 done[name] = copy.deepcopy(
                     list(option.default) if isinstance(option.default, tuple) else option.default
@@ -135,7 +135,7 @@ class _Walk:
             close = difflib.get_close_matches(where, elsewhere, n=3, cutoff=0.0)
             if close:
                 fix = f"did you mean {' or '.join(map(repr, close))}? {fix}"
-        self.report(where, f"there is no such key (value {_shown(value)})", fix)
+        self.report("unknown-key", where, f"there is no such key (value {_shown(value)})", fix)
 
     def value(self, value: Any, type_: Any, path: str) -> Any:
         """The value, coerced where nothing is lost (3 for a float), or a problem."""
@@ -155,7 +155,7 @@ class _Walk:
         choices = [str(c) for a in members(type_) if get_origin(a) is Literal for c in get_args(a)]
         close = near(str(value), choices) if isinstance(value, str) else []
         fix = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
-        self.report(path, f"must be {wanted}, got {_shown(value)}", fix)
+        self.report("wrong-value", path, f"must be {wanted}, got {_shown(value)}", fix)
         return value
 
 
