@@ -1,17 +1,50 @@
 """The command line: which verb, which flags, and how every outcome becomes an exit code."""
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from tuneforge import __version__
-from tuneforge.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, TuneforgeError, did_you_mean, near, print_problems
+from tuneforge.commands.request import Request
+from tuneforge.errors import (
+    EXIT_BUG,
+    EXIT_OK,
+    EXIT_SIGINT,
+    JSON_ERRORS,
+    TuneforgeError,
+    did_you_mean,
+    near,
+    print_problems,
+)
 
-VERBS = {"train": "fine-tune (the default)"}
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: what `--help` says of it, and the module of `tuneforge.commands` whose `run` does it."""
+
+    does: str
+    module: str
+    flags: tuple[str, ...] = ()
+    """The flags it takes beside those of every verb."""
+    word: str = ""
+    """What its arguments without `=` are; "" when it takes none."""
+
+
+VERBS = {
+    "train": Verb(
+        "fine-tune (the default); --from RUN repeats a run, with overrides from there",
+        "train",
+        ("--from", "--multirun", "--cfg", "--package", "--resolve"),
+        "RUN",
+    ),
+}
 
 # Hydra's own way of looking at its configs: handed to Hydra untouched.
 HYDRA_FLAGS = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc")
@@ -24,90 +57,132 @@ class _Parser(argparse.ArgumentParser):
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    try:
-        return _run(list(argv))
-    except TuneforgeError as error:
-        if os.environ.get("TUNEFORGE_DEBUG") == "1":
+    with _json_errors("--json-errors" in argv):
+        try:
+            return _run([a for a in argv if a != "--json-errors"])
+        except TuneforgeError as error:
+            if os.environ.get("TUNEFORGE_DEBUG") == "1":
+                traceback.print_exc()
+            print_problems(error.problems)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)  # noqa: T201
+            return EXIT_SIGINT
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_OK
+        except Exception:  # our fault, or a library's: shown whole
             traceback.print_exc()
-        print_problems(error.problems)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        return EXIT_SIGINT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except Exception:  # our fault, or a library's: shown whole
-        traceback.print_exc()
-        return EXIT_BUG
+            return EXIT_BUG
+
+
+@contextmanager
+def _json_errors(wanted: bool) -> Iterator[None]:
+    """Problems as JSON in this command and in the processes it starts."""
+    before = os.environ.get(JSON_ERRORS)
+    if wanted:
+        os.environ[JSON_ERRORS] = "1"
+    try:
+        yield
+    finally:
+        if wanted and before is None:
+            del os.environ[JSON_ERRORS]
 
 
 def _parser() -> _Parser:
+    """Every flag there is; a verb's own stand in its entry of `VERBS` too."""
     parser = _Parser(prog="tuneforge", add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
+    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    # Hydra's flag; what it asks for is what ours does anyway: the printed config is always resolved.
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")
     parser.add_argument("--multirun", "-m", action="store_true")
-    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
+    parser.add_argument("--from", type=Path, dest="base", metavar="RUN")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--why", metavar="KEY")
+    parser.add_argument("--diff", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--rules", action="store_true")
+    parser.add_argument("--out", type=Path, metavar="FILE")
     return parser
+
+
+COMMON = ("--help", "--version", "--config-dir")
 
 
 def _run(argv: list[str]) -> int:
     if any(a.partition("=")[0] in HYDRA_FLAGS for a in argv):
         return _hydra(argv)
     flags, rest = _parser().parse_known_args(argv)
-    verb, overrides = _verb(rest)
+    request = _request(flags, rest)
     if flags.version:
         return _say(__version__)
     if flags.help:
         from tuneforge.help import help_text
 
-        return _say(help_text(verb, VERBS, flags.config_dir))
+        return _say(help_text({name: v.does for name, v in VERBS.items()}, flags.config_dir))
     if flags.multirun:
-        return _multirun(overrides, flags.config_dir)
+        return _multirun(request)
     if flags.cfg in ("hydra", "all"):
         return _hydra(argv)
-    from tuneforge.compose import compose
-
-    composed = compose(overrides, flags.config_dir)
-    if flags.cfg:
-        from tuneforge.help import config_text
-
-        return _say(config_text(composed, flags.package))
-    from tuneforge.train import launch
-
-    return launch(composed)
+    module = importlib.import_module(f"tuneforge.commands.{VERBS[request.verb].module}")
+    run_verb: Callable[[Request], int] = module.run
+    return run_verb(request)
 
 
-def _verb(arguments: list[str]) -> tuple[str, list[str]]:
-    """The verb, and the overrides after it; an unknown flag or verb is refused."""
-    flags = [a for a in arguments if a.startswith("-")]
-    if flags:
+def _request(flags: argparse.Namespace, rest: list[str]) -> Request:
+    """The command as typed; an unknown verb or flag, and a flag of another verb, are refused."""
+    unknown = [a for a in rest if a.startswith("-")]
+    if unknown:
         known = [o for action in _parser()._actions for o in action.option_strings] + list(HYDRA_FLAGS)
         raise TuneforgeError(
-            "unknown-flag", f"there is no flag {flags[0]}", fix=did_you_mean(flags[0].partition("=")[0], known)
+            "unknown-flag", f"there is no flag {unknown[0]}", fix=did_you_mean(unknown[0].partition("=")[0], known)
         )
-    if arguments and "=" not in arguments[0] and not arguments[0].startswith("~"):
-        if arguments[0] in VERBS:
-            return arguments[0], arguments[1:]
-        close = near(arguments[0], VERBS)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise TuneforgeError(
-            "unknown-verb",
-            f"there is no verb {arguments[0]!r}",
-            fix=f"{hint}verbs: {', '.join(VERBS)}; an override is written key=value",
-        )
-    return "train", arguments
+    words = [a for a in rest if "=" not in a and not a.startswith("~")]
+    overrides = [a for a in rest if a not in words]
+    verb = "train"
+    if words and words[0] in VERBS:
+        verb = words.pop(0)
+    elif words and not Path(words[0]).exists():
+        raise _no_such_verb(words[0])
+    _check_flags(verb, flags)
+    if words and not VERBS[verb].word:
+        raise TuneforgeError("too-many-words", f"{verb} takes no argument {words[0]!r}", fix="an override is key=value")
+    return Request(verb, tuple(words), tuple(overrides), flags)
 
 
-def _multirun(overrides: list[str], config_dirs: list[Path]) -> int:
+def _no_such_verb(word: str) -> TuneforgeError:
+    close = near(word, VERBS)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return TuneforgeError(
+        "unknown-verb",
+        f"there is no verb {word!r}",
+        fix=f"{hint}verbs: {', '.join(VERBS)}; an override is written key=value, a run is named by its folder",
+    )
+
+
+def _check_flags(verb: str, flags: argparse.Namespace) -> None:
+    for action in _parser()._actions:
+        (name, *_) = action.option_strings
+        given = getattr(flags, action.dest) != action.default
+        if given and name not in (*COMMON, *VERBS[verb].flags):
+            takers = [v for v, entry in VERBS.items() if name in entry.flags]
+            raise TuneforgeError(
+                "flag-of-another-verb", f"{verb} has no flag {name}", fix=f"it goes with: {', '.join(takers)}"
+            )
+
+
+def _multirun(request: Request) -> int:
     """A Hydra sweep; what is swept and what is fixed are checked before the first job starts."""
     from tuneforge.compose import check_sweep
 
+    if request.base is not None:
+        raise TuneforgeError("sweep-of-a-run", "--multirun does not start from a run", fix="sweep over an experiment")
+    config_dirs = request.flags.config_dir
     folders = [part for folder in config_dirs for part in ("--config-dir", str(folder.resolve()))]
-    return _hydra(["--multirun", *folders, *check_sweep(overrides, config_dirs)])
+    return _hydra(["--multirun", *folders, *check_sweep(request.overrides, config_dirs)])
 
 
 def _hydra(argv: list[str]) -> int:

@@ -44,7 +44,7 @@ flags:
 exit codes: 0 done, 1 our fault, 2 something you can fix, 3 a check refused the result, 130/143 interrupted"""
 
 
-def help_text(verb: str, verbs: Mapping[str, str], config_dirs: Sequence[Path]) -> str:
+def help_text(verbs: Mapping[str, str], config_dirs: Sequence[Path]) -> str:
     """The help page, with the options that are really there."""
     with front(config_dirs) as loader:
         found = groups(loader)
