@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
+from tuneforge import rules
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
 from tuneforge.artifacts.folder import RunFolder
 from tuneforge.artifacts.loggers import MetricsFile
@@ -25,6 +26,7 @@ from tuneforge.errors import TuneforgeError
 from tuneforge.machine import Machine, compare, detect
 from tuneforge.models import check_weights, load_config, load_tokenizer, max_positions
 from tuneforge.plan.shape import ModelShape, Trainable
+from tuneforge.schema import Config
 from tuneforge.settle import Costs, settle
 from tuneforge.targets import make
 
@@ -45,6 +47,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         warn(difference)
     check_weights(config.model)
     architecture, tokenizer = load_config(config.model), load_tokenizer(config.model)
+    _refuse_what_cannot_work(config, tree, machine, architecture.to_dict())
     template = choose_template(tokenizer, config.model.chat_template)
     if rows.format in ("alpaca", "chat"):
         say(template)
@@ -60,6 +63,18 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     costs = None if isinstance(config.batch.per_device, int) else estimable(architecture.to_dict(), tree["method"])
     settled = settle(config, machine, train_rows, max_length, costs)
     return Context(config, tree, machine, settled, folder, tokenizer, architecture, method, train_rows, eval_rows)
+
+
+def _refuse_what_cannot_work(
+    config: Config, tree: dict[str, Any], machine: Machine, architecture: dict[str, Any]
+) -> None:
+    """The rules that need the present device and the model's config.json."""
+    found = [
+        *rules.device_problems(config, machine.name, machine.kind, machine.bf16, machine.capability),
+        *rules.architecture_problems(config, architecture, tree["method"]),
+    ]
+    if found:
+        raise TuneforgeError.of(found)
 
 
 def estimable(architecture: dict[str, Any], method: dict[str, Any]) -> Costs:

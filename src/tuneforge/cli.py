@@ -44,6 +44,12 @@ VERBS = {
         ("--from", "--multirun", "--cfg", "--package", "--resolve"),
         "RUN",
     ),
+    "plan": Verb(
+        "what would run and whether it fits; --why KEY: what set a value; --diff RUN [RUN]: what two runs differ in",
+        "plan",
+        ("--from", "--why", "--diff", "--json"),
+        "RUN",
+    ),
 }
 
 # Hydra's own way of looking at its configs: handed to Hydra untouched.

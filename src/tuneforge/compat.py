@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from tuneforge.errors import TuneforgeError
+
 
 def import_bitsandbytes() -> None:
     """Import bitsandbytes without letting it fetch and run a kernel from the hub.
@@ -16,6 +18,12 @@ def import_bitsandbytes() -> None:
     sys.modules["kernels"] = None  # type: ignore[assignment]
     try:
         import bitsandbytes  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        raise TuneforgeError(
+            "bitsandbytes-broken",
+            f"bitsandbytes cannot be imported: {str(error).strip().splitlines()[0]}",
+            fix="install it again: pip install --force-reinstall --no-deps bitsandbytes; then tuneforge doctor",
+        ) from error
     finally:
         if hidden is None:
             del sys.modules["kernels"]

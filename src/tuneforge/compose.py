@@ -9,7 +9,7 @@ import dataclasses
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +28,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tuneforge import rules
+from tuneforge import inert, rules
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
-from tuneforge.provenance import Origin, origin_of, trace
+from tuneforge.provenance import Origin, add_defaults, origin_of, trace
 from tuneforge.schema import Config
 from tuneforge.schema.check import check
 
@@ -58,6 +58,16 @@ class Composed:
     """Dotted path -> what set it."""
     run_dir: Path
     """Hydra's run folder, not yet made."""
+    pickers: dict[str, str] = field(default_factory=dict)
+    """Group -> what picked its option."""
+    config_dirs: tuple[Path, ...] = ()
+    """The folders of `--config-dir`."""
+    warnings: tuple[Problem, ...] = ()
+    """What is allowed and likely not meant."""
+    notes: tuple[str, ...] = ()
+    """Lines to print before the run: what differs from the run it was started from."""
+    base: Path | None = None
+    """The run folder it was started from."""
 
 
 class _ConfigDirs(SearchPathPlugin):
@@ -107,35 +117,54 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
             tree = loader.load_configuration(CONFIG_NAME, lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise TuneforgeError.of([*problems, _from_hydra(error)]) from error
-        origins = trace(loader, CONFIG_NAME, lines, [o for o in parsed if not _is_hydra(o)])
+        origins, pickers = trace(loader, CONFIG_NAME, lines, [o for o in parsed if not _is_hydra(o)])
     hydra = tree.hydra
     run_dir = Path(hydra.run.dir)
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
     resolved = _resolve(tree, "", problems, origins)
     del resolved["hydra"]
-    checked = check(resolved, lambda path: origin_of(origins, path))
-    problems += [p for p in checked.problems if p.path not in {q.path for q in problems}]
+    composed = judge(resolved, origins, problems)
+    return dataclasses.replace(
+        composed,
+        choices=choices,
+        overrides=tuple(overrides),
+        run_dir=run_dir,
+        pickers=pickers,
+        config_dirs=tuple(config_dirs),
+    )
+
+
+def judge(tree: Mapping[str, Any], origins: dict[str, Origin], found: Sequence[Problem] = ()) -> Composed:
+    """A resolved tree as a config that is known to be good; `found` are problems of composing it.
+
+    Raises:
+        TuneforgeError: with every problem of the tree, and those `found`.
+    """
+    checked = check(tree, lambda path: origin_of(origins, path))
+    problems = [*found, *(p for p in checked.problems if p.path not in {q.path for q in found})]
     if problems:
         raise TuneforgeError.of(problems)
-    origins |= {p: Origin(f"default of {schema}") for p, schema in checked.defaulted.items()}
+    origins = dict(origins)
+    add_defaults(origins, checked.defaults)
     config = structure(Config, checked.tree)
-    broken = list(rules.broken(config, checked.tree))
+    broken = [dataclasses.replace(p, origin=origin_of(origins, p.path)) for p in rules.broken(config, checked.tree)]
     if broken:
-        raise TuneforgeError.of([dataclasses.replace(p, origin=origin_of(origins, p.path)) for p in broken])
-    return Composed(config, checked.tree, choices, tuple(overrides), origins, run_dir)
+        raise TuneforgeError.of(broken)
+    warnings = tuple(inert.keys_without_effect(config, checked.tree, origins))
+    return Composed(config, checked.tree, {}, (), origins, Path(), warnings=warnings)
 
 
 def structure(cls: type[T], tree: Mapping[str, Any]) -> T:
     """A checked tree as the dataclass `cls`; options of `_target_`s stay in the tree alone."""
     hints = typing.get_type_hints(cls)
     given: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        value, hint = tree[field.name], hints[field.name]
+    for one in dataclasses.fields(cls):  # type: ignore[arg-type]
+        value, hint = tree[one.name], hints[one.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             value = structure(hint, value)
         elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
             value = {k: structure(typing.get_args(hint)[1], v) for k, v in value.items()}
-        given[field.name] = value
+        given[one.name] = value
     return cls(**given)
 
 

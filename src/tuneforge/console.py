@@ -7,6 +7,8 @@ import warnings
 
 from rich.console import Console
 
+from tuneforge.errors import JSON_ERRORS, Problem, print_problems
+
 console = Console(stderr=False, highlight=False, soft_wrap=True)
 """Shared by the progress bar, so that lines printed while it is drawn appear above it."""
 
@@ -33,10 +35,15 @@ def say(line: str) -> None:
         console.print(line, markup=False)
 
 
-def warn(line: str) -> None:
-    """Print one line that starts with `warning:`."""
-    if is_main_process():
-        console.print("[yellow]warning:[/yellow] " + line.replace("[", r"\["))
+def warn(what: str | Problem) -> None:
+    """Print a line, or a problem that stops nothing, that starts with `warning:`."""
+    if not is_main_process():
+        return
+    problem = what if isinstance(what, Problem) else Problem("warning", what)
+    if os.environ.get(JSON_ERRORS) == "1":
+        print_problems([problem], "warning")
+    else:
+        console.print("[yellow]warning:[/yellow] " + str(problem).replace("[", r"\["))
 
 
 def quiet_libraries() -> None:

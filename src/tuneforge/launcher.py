@@ -4,7 +4,6 @@ Lightning's own launcher would rebuild the command from `sys.argv`: under a swee
 sample, for itself. Here the parent composes once and torchrun's agent starts, watches and ends the children.
 """
 
-import dataclasses
 import json
 import os
 import signal
@@ -56,8 +55,11 @@ def pack(composed: Composed, place: Place) -> dict[str, Any]:
         "tree": composed.tree,
         "choices": composed.choices,
         "overrides": composed.overrides,
-        "origins": {k: dataclasses.asdict(o) for k, o in composed.origins.items()},
+        "origins": {k: o.as_dict() for k, o in composed.origins.items()},
+        "pickers": composed.pickers,
+        "config_dirs": [str(d) for d in composed.config_dirs],
         "run_dir": str(composed.run_dir),
+        "base": str(composed.base) if composed.base else None,
         "folder": str(place.folder.root),
         "checkpoint": str(place.checkpoint) if place.checkpoint else None,
     }
@@ -66,7 +68,7 @@ def pack(composed: Composed, place: Place) -> dict[str, Any]:
 def unpack(path: Path) -> tuple[Composed, Place]:
     """The opposite of `pack`, from its file."""
     packed = read_json(path)
-    origins = {k: Origin(**o) for k, o in packed["origins"].items()}
+    origins = {k: Origin.of_dict(o) for k, o in packed["origins"].items()}
     composed = Composed(
         config=structure(Config, packed["tree"]),
         tree=packed["tree"],
@@ -74,6 +76,9 @@ def unpack(path: Path) -> tuple[Composed, Place]:
         overrides=tuple(packed["overrides"]),
         origins=origins,
         run_dir=Path(packed["run_dir"]),
+        pickers=packed["pickers"],
+        config_dirs=tuple(map(Path, packed["config_dirs"])),
+        base=Path(packed["base"]) if packed["base"] else None,
     )
     checkpoint = Path(packed["checkpoint"]) if packed["checkpoint"] else None
     return composed, Place(RunFolder(Path(packed["folder"])), checkpoint)

@@ -26,6 +26,8 @@ class Machine:
     fp16: bool
     world_size: int = 1
     rank: int = 0
+    capability: float | None = None
+    """NVIDIA's feature level; None for other devices."""
 
     @property
     def kind(self) -> str:
@@ -53,11 +55,19 @@ def detect(config: Config) -> Machine:
     if kind == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         facts = torch.cuda.get_device_properties(device)
-        return Machine(device, facts.name, facts.total_memory, facts.major >= 8, True, world_size, rank)
+        # A ROCm build numbers AMD's own generations, which compare with nothing.
+        level = None if torch.version.hip else facts.major + facts.minor / 10
+        return Machine(device, facts.name, facts.total_memory, facts.major >= 8, True, world_size, rank, level)
     memory = psutil.virtual_memory().total
     if kind == "mps":
         return Machine(torch.device("mps"), "Apple GPU", memory, False, True, world_size, rank)
     return Machine(torch.device("cpu"), f"CPU, {os.cpu_count()} cores", memory, False, False, world_size, rank)
+
+
+def is_present(hardware: Hardware, machine: Machine) -> bool:
+    """Whether this machine's device is the one that the profile describes."""
+    same_kind = hardware.kind == machine.kind or (hardware.kind, machine.kind) == ("rocm", "cuda")
+    return same_kind and (not hardware.match or any(m in machine.name.lower() for m in hardware.match))
 
 
 def compare(hardware: Hardware, machine: Machine) -> str:
@@ -66,10 +76,7 @@ def compare(hardware: Hardware, machine: Machine) -> str:
     Raises:
         TuneforgeError: it differs and `hardware.require` is set.
     """
-    if hardware.kind == "auto":
-        return ""
-    same_kind = hardware.kind == machine.kind or (hardware.kind, machine.kind) == ("rocm", "cuda")
-    if same_kind and (not hardware.match or any(m in machine.name.lower() for m in hardware.match)):
+    if hardware.kind == "auto" or is_present(hardware, machine):
         return ""
     profile = f"{hardware.vram_gb:g} GB, " if hardware.vram_gb else ""
     best = "bf16" if "bf16" in hardware.precisions else hardware.precisions[-1] if hardware.precisions else "fp32"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from tuneforge.console import console
 from tuneforge.errors import TuneforgeError
+from tuneforge.locate import locate
 from tuneforge.schema.model import Model
-
-BUNDLED = "bundled:"
-
-
-def locate(path: str) -> str:
-    """What transformers is asked to load: a hub id as it is, a folder, or the folder of a bundled model.
-
-    Raises:
-        TuneforgeError: the path is a folder that is not there or holds no model.
-    """
-    if path.startswith(BUNDLED):
-        return str(resources.files("tuneforge").joinpath("assets", path.removeprefix(BUNDLED)))
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-            raise TuneforgeError(
-                "not-a-model",
-                f"{path}: the folder has no config.json, so it is not a model (it holds {found})",
-                path="model.path",
-                fix="give the folder that `save_pretrained` wrote; an adapter goes into model.adapter, its base here",
-            )
-        return str(folder)
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise TuneforgeError(
-            "no-model-folder",
-            f"{path}: there is no such folder",
-            path="model.path",
-            fix=f"looked at {folder.resolve()}",
-        )
-    return path
 
 
 def check_weights(model: Model) -> None:

@@ -1,17 +1,18 @@
-"""Where each value of a composed config came from: option file and line, or command-line override."""
+"""Where each value of a composed config came from: every option file and override that set it, in order."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 
-COMMAND_LINE = "command line"
+COMMAND_LINE = "command line: "
 
 
 @dataclass(frozen=True)
@@ -19,36 +20,65 @@ class Origin:
     """What set one leaf."""
 
     where: str
-    """`conf/optim/adamw.yaml:4`, or `command line: optim.lr=1e-3`."""
+    """`conf/optim/adamw.yaml:4`, `command line: optim.lr=1e-3`, or `default of ...`."""
     expression: str = ""
     """The interpolation that stood there, or ""."""
+    written: str = ""
+    """What stood there, as written."""
+    replaced: "tuple[Origin, ...]" = ()
+    """What had set the leaf before, oldest first."""
+
+    @property
+    def typed(self) -> str:
+        """The override that was typed, or "" for an origin that is none."""
+        return self.where.removeprefix(COMMAND_LINE) if self.where.startswith(COMMAND_LINE) else ""
+
+    @property
+    def chain(self) -> "tuple[Origin, ...]":
+        """All that set the leaf, oldest first, this last."""
+        return (*self.replaced, replace(self, replaced=()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For provenance.json."""
+        return asdict(self)
+
+    @classmethod
+    def of_dict(cls, kept: Mapping[str, Any]) -> "Origin":
+        """The opposite of `as_dict`."""
+        replaced = tuple(cls.of_dict(o) for o in kept.get("replaced", ()))
+        return cls(kept["where"], kept["expression"], kept.get("written", ""), replaced)
 
 
 def trace(
     loader: ConfigLoader, config_name: str, overrides: list[str], values: Iterable[Override]
-) -> dict[str, Origin]:
-    """Dotted path -> origin of every leaf that a file or an override set; later settings win, as in the composition."""
+) -> tuple[dict[str, Origin], dict[str, str]]:
+    """Dotted path -> origin of every leaf, and group -> what picked its option.
+
+    Later settings win, as in the composition.
+    """
+    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN)
     origins: dict[str, Origin] = {}
-    for default in loader.compute_defaults_list(config_name, overrides, RunMode.RUN).defaults:
-        package = default.package or ""
-        if default.config_path is None or package.startswith("hydra") or default.config_path.startswith("hydra"):
+    pickers: dict[str, str] = {}
+    for default in defaults.defaults:
+        if default.config_path is None or "hydra" in (default.package or "", default.config_path.split("/")[0]):
             continue
-        found = _find(loader, default.config_path)
-        if found is None:
+        if (default.package or "").startswith("hydra."):
             continue
-        text, shown = found
-        for path, line, expression in _leaves(yaml.compose(text, Loader=yaml.SafeLoader)):
-            if path.split(".")[0] not in ("defaults", "hydra") or package:
-                _set(origins, f"{package}.{path}" if package else path, Origin(f"{shown}:{line}", expression))
-    for override in values:
-        line_text = override.input_line or ""
-        expression = line_text.partition("=")[2] if "${" in line_text else ""
-        key = override.key_or_group
-        origin = Origin(f"{COMMAND_LINE}: {line_text.removeprefix('++')}", expression)
-        value = override.value()
-        for path in [f"{key}.{p}" for p in _flat(value)] if isinstance(value, dict) else [key]:
+        for path, origin in _settings(loader, default):
             _set(origins, path, origin)
-    return origins
+        group, _, option = default.config_path.rpartition("/")
+        if group and default.parent:
+            pickers[group] = f"{_shown(loader, default.parent)} ({group}: {option})"
+    for group, how in defaults.overrides.override_metadata.items():
+        option = str(defaults.overrides.override_choices[group])
+        if how.external_override:
+            pickers[group] = f"{COMMAND_LINE}{group}={option}"
+        elif how.containing_config_path:
+            pickers[group] = f"{_shown(loader, how.containing_config_path)} (override {group}: {option})"
+    for override in values:
+        for path, origin in _typed_settings(override):
+            _set(origins, path, origin)
+    return origins, {g: p for g, p in pickers.items() if not g.startswith("hydra/")}
 
 
 def origin_of(origins: Mapping[str, Origin], path: str) -> str:
@@ -58,15 +88,54 @@ def origin_of(origins: Mapping[str, Origin], path: str) -> str:
             return origins[path].where
         below = next((o for p, o in origins.items() if p.startswith(f"{path}.")), None)
         if below is not None:
-            return below.where.rpartition(":")[0] if below.where.startswith("conf") else below.where
+            return below.where if below.typed else below.where.rpartition(":")[0]
         path = path.rpartition(".")[0]
     return ""
+
+
+def add_defaults(origins: dict[str, Origin], defaults: Mapping[str, tuple[Any, str]]) -> None:
+    """Put each schema default (its value, its class) first in the chain of its leaf, or as all there is."""
+    for path, (value, schema) in defaults.items():
+        first = Origin(f"default of {schema}", written=_as_written(value))
+        if path not in origins:
+            origins[path] = first
+        elif not any(o.where == first.where for o in origins[path].chain):
+            origins[path] = replace(origins[path], replaced=(first, *origins[path].replaced))
+
+
+def _settings(loader: ConfigLoader, default: ResultDefault) -> Iterator[tuple[str, Origin]]:
+    """What one option file sets."""
+    package = default.package or ""
+    found = _find(loader, default.config_path or "")
+    if found is None:
+        return
+    text, shown = found
+    for path, line, node in _leaves(yaml.compose(text, Loader=yaml.SafeLoader)):
+        if path.split(".")[0] not in ("defaults", "hydra") or package:
+            written = text[node.start_mark.index : node.end_mark.index].strip()
+            expression = node.value if isinstance(node, yaml.ScalarNode) and "${" in node.value else ""
+            yield (f"{package}.{path}" if package else path), Origin(f"{shown}:{line}", expression, written)
+
+
+def _typed_settings(override: Override) -> Iterator[tuple[str, Origin]]:
+    """What one override sets."""
+    text = (override.input_line or "").removeprefix("++")
+    key, value, written = override.key_or_group, override.value(), text.partition("=")[2]
+    origin = Origin(f"{COMMAND_LINE}{text}", written if "${" in written else "", written)
+    for path in [f"{key}.{p}" for p in _flat(value)] if isinstance(value, dict) else [key]:
+        yield path, origin
 
 
 def _set(origins: dict[str, Origin], path: str, origin: Origin) -> None:
     for stale in [p for p in origins if p.startswith(f"{path}.")]:
         del origins[stale]
-    origins[path] = origin
+    before = origins.get(path)
+    origins[path] = origin if before is None else replace(origin, replaced=before.chain)
+
+
+def _shown(loader: ConfigLoader, config_path: str) -> str:
+    found = _find(loader, config_path)
+    return found[1] if found else config_path
 
 
 def _find(loader: ConfigLoader, config_path: str) -> tuple[str, str] | None:
@@ -83,13 +152,12 @@ def _find(loader: ConfigLoader, config_path: str) -> tuple[str, str] | None:
     return None
 
 
-def _leaves(node: yaml.Node | None, prefix: str = "") -> Iterable[tuple[str, int, str]]:
+def _leaves(node: yaml.Node | None, prefix: str = "") -> Iterable[tuple[str, int, yaml.Node]]:
     if isinstance(node, yaml.MappingNode) and node.value:
         for key, value in node.value:
             yield from _leaves(value, f"{prefix}.{key.value}" if prefix else str(key.value))
     elif node is not None and prefix:
-        text = node.value if isinstance(node, yaml.ScalarNode) and "${" in node.value else ""
-        yield prefix, node.start_mark.line + 1, text
+        yield prefix, node.start_mark.line + 1, node
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
@@ -99,3 +167,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
             yield from _flat(value, path)
         else:
             yield path
+
+
+def _as_written(value: Any) -> str:
+    """A default in YAML, on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()

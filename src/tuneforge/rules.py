@@ -1,13 +1,30 @@
-"""What cannot go together across groups: one small function a rule, all of them asked before any weight loads."""
+"""What cannot go together across groups: one small function a rule, all of them asked before any weight loads.
+
+A rule sees the checked config, and the tree with the options of every `_target_`. Its docstring's first line is what
+`tuneforge doctor --rules` shows. What only a loaded file can tell (the device that is there, the model's architecture)
+is asked again by `device_problems` and `architecture_problems` when it is known.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tuneforge.errors import Problem
 from tuneforge.schema import Config
+from tuneforge.schema.signature import read_signature
 
 Rule = Callable[[Config, Mapping[str, Any]], Problem | None]
 _RULES: list[Rule] = []
+
+QUANTISED_STRATEGIES = ("auto", "single", "ddp")
+"""Strategies under which a 4-bit base gives the losses of a single process (tests/distributed)."""
+
+RECURRENT = frozenset(
+    {
+        *("bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "mamba", "mamba2", "minimax"),
+        *("nemotron_h", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2"),
+    }
+)
+"""transformers' `model_type`s with layers that carry a state along the row, across documents."""
 
 
 def rule(check: Rule) -> Rule:
@@ -23,6 +40,14 @@ def broken(config: Config, tree: Mapping[str, Any]) -> Iterator[Problem]:
         problem = check(config, tree)
         if problem is not None:
             yield problem
+
+
+def listing() -> list[tuple[str, str]]:
+    """Name and first line of the documentation of every rule."""
+    return [(check.__name__, (check.__doc__ or "").splitlines()[0]) for check in _RULES]
+
+
+# ---- weights and methods
 
 
 @rule
@@ -54,16 +79,48 @@ def adapters_need_pretrained_weights(config: Config, tree: Mapping[str, Any]) ->
 
 
 @rule
-def one_process_is_one_device(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """strategy=single is one process on one device."""
-    devices = config.trainer.devices
-    if config.strategy.name != "single" or devices in ("auto", 1):
+def a_continued_adapter_has_its_method(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """`model.adapter` continues an adapter; a method that trains none cannot use it."""
+    if config.model.adapter is None or config.method.name != "full":
         return None
     return Problem(
-        "single-is-one-device",
-        f"trainer.devices={devices} asks for several processes, and strategy=single runs one",
+        "adapter-without-method",
+        "model.adapter continues from an adapter, and method=full trains none",
+        "model.adapter",
+        fix="use the method that made the adapter (adapter_config.json names it), or drop model.adapter",
+    )
+
+
+@rule
+def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """A 4-bit base runs only under strategies with a proven equal loss: some repack or shard it wrongly in silence."""
+    if not is_quantised(tree) or config.strategy.name in QUANTISED_STRATEGIES:
+        return None
+    return Problem(
+        "quantised-strategy",
+        f"method={config.method.name} quantises the base, and strategy={config.strategy.name} has no proof of equal "
+        "losses with one",
         "strategy",
-        fix="use strategy=ddp, or trainer.devices=1",
+        fix=f"use strategy={' or '.join(QUANTISED_STRATEGIES)}, or method=lora",
+    )
+
+
+# ---- data and batches
+
+
+@rule
+def a_path_has_a_reader(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """`data.path` and `data.split.eval_path` are for sources that read files: another would train on its own rows."""
+    if "path" in read_signature(tree["data"]["_target_"]).fields:
+        return None
+    key = "data.path" if config.data.path is not None else "data.split.eval_path"
+    if config.data.path is None and config.data.split.eval_path is None:
+        return None
+    return Problem(
+        "path-without-reader",
+        f"names a file, and the chosen source ({tree['data']['_target_']}) reads none: its own rows would be used",
+        key,
+        fix="add data=file, or drop the path",
     )
 
 
@@ -82,13 +139,139 @@ def an_eval_split_is_there(config: Config, tree: Mapping[str, Any]) -> Problem |
 
 
 @rule
-def restarted_weights_have_no_adapter(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """`model.adapter` continues an adapter; a method that trains none cannot use it."""
-    if config.model.adapter is None or config.method.name != "full":
+def chunks_are_raw_text(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Cutting a long conversation into rows leaves answers without their questions."""
+    if config.data.overlong != "chunk" or config.data.train_on == "all":
         return None
     return Problem(
-        "adapter-without-method",
-        "model.adapter continues from an adapter, and method=full trains none",
-        "model.adapter",
-        fix="use the method that made the adapter (adapter_config.json names it), or drop model.adapter",
+        "chunked-answers",
+        "chunk cuts a document into rows, and data.train_on=assistant would train on answers cut off from their "
+        "questions",
+        "data.overlong",
+        fix="use data.overlong=truncate or drop; or data.train_on=all for raw text",
     )
+
+
+@rule
+def the_batch_divides(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Without packing a row is a document, so the effective batch must be whole forward passes on every device."""
+    batch, devices = config.batch, config.trainer.devices
+    if config.data.packing or batch.effective_tokens is not None or devices == "auto":
+        return None
+    per_pass = devices * (batch.per_device if isinstance(batch.per_device, int) else 1)
+    if batch.effective % per_pass == 0:
+        return None
+    below, above = batch.effective // per_pass * per_pass, (batch.effective // per_pass + 1) * per_pass
+    return Problem(
+        "batch-does-not-divide",
+        f"is {batch.effective}, which is no whole number of passes of {per_pass} rows (batch.per_device="
+        f"{batch.per_device} x trainer.devices={devices})",
+        "batch.effective",
+        fix=f"set batch.effective={above}{f' or {below}' if below else ''}, or data.packing=true",
+    )
+
+
+# ---- devices
+
+
+@rule
+def one_process_is_one_device(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """strategy=single is one process on one device."""
+    devices = config.trainer.devices
+    if config.strategy.name != "single" or devices in ("auto", 1):
+        return None
+    return Problem(
+        "single-is-one-device",
+        f"trainer.devices={devices} asks for several processes, and strategy=single runs one",
+        "strategy",
+        fix="use strategy=ddp, or trainer.devices=1",
+    )
+
+
+@rule
+def metal_is_one_device(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """An Apple machine has one GPU, and torch has no collective operations for it."""
+    metal = "mps" in (config.hardware.kind, config.trainer.accelerator)
+    if not metal or config.trainer.devices in ("auto", 1):
+        return None
+    return Problem(
+        "metal-is-one-device",
+        f"is {config.trainer.devices}, and an Apple machine has one GPU",
+        "trainer.devices",
+        fix="drop it, or set trainer.accelerator=cpu",
+    )
+
+
+@rule
+def required_hardware_is_used(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """`hardware.require` insists on a GPU that `trainer.accelerator=cpu` would leave idle."""
+    if not config.hardware.require or config.trainer.accelerator != "cpu" or config.hardware.kind in ("cpu", "auto"):
+        return None
+    return Problem(
+        "required-hardware-unused",
+        f"is cpu, and hardware.require=true insists on {config.hardware.name}",
+        "trainer.accelerator",
+        fix="drop one of the two",
+    )
+
+
+@rule
+def the_profile_can_compute_it(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Precision and attention must exist on the device: bf16 from Ampere on, fp16 and FlashAttention on GPUs alone."""
+    hardware = config.hardware
+    kind = {"rocm": "cuda"}.get(hardware.kind, hardware.kind)
+    if config.trainer.accelerator == "cpu":
+        kind = "cpu"
+    if kind == "auto":
+        return None
+    level = float(hardware.compute_capability) if hardware.compute_capability else None
+    bf16 = "bf16" in hardware.precisions or not hardware.precisions
+    return next(device_problems(config, f"hardware={hardware.name}", kind, bf16, level), None)
+
+
+def device_problems(config: Config, name: str, kind: str, bf16: bool, level: float | None) -> Iterator[Problem]:
+    """What this config asks for and the device `name` cannot do.
+
+    Args:
+        config: the config.
+        name: the device, for the message.
+        kind: cuda, mps or cpu.
+        bf16: whether it computes in bfloat16; a CPU always can, slowly.
+        level: NVIDIA's compute capability, None for other devices.
+    """
+    precision, attention = config.trainer.precision, config.model.attn_implementation
+    if precision.startswith("bf16") and kind == "cuda" and not bf16:
+        fix = "set trainer.precision=16-mixed, or auto"
+        yield Problem("precision-not-there", f"is {precision}, and {name} has no bf16", "trainer.precision", fix=fix)
+    if precision == "16-mixed" and kind == "cpu":
+        # Lightning would take bf16-mixed instead, with a warning.
+        fix = "set trainer.precision=bf16-mixed, or auto"
+        message = f"is 16-mixed, and there is no fp16 training on a CPU ({name})"
+        yield Problem("precision-not-there", message, "trainer.precision", fix=fix)
+    if attention == "flash_attention_2" and (kind != "cuda" or (level is not None and level < 8.0)):
+        message = f"is flash_attention_2, which needs an Ampere GPU or newer, and {name} is none"
+        yield Problem("attention-not-there", message, "model.attn_implementation", fix="use sdpa")
+    if attention == "flex_attention" and kind == "cpu":
+        message = f"is flex_attention, which has no backward pass on a CPU ({name})"
+        yield Problem("attention-not-there", message, "model.attn_implementation", fix="use sdpa")
+
+
+def architecture_problems(config: Config, architecture: Mapping[str, Any], method: Mapping[str, Any]) -> list[Problem]:
+    """What this config asks for and a model with this config.json cannot do."""
+    found = []
+    kind = str(architecture.get("model_type"))
+    if config.data.packing and kind in RECURRENT:
+        message = f"packs documents into rows, and {kind} carries a state from one document into the next"
+        found.append(Problem("packing-leaks", message, "data.packing", fix="set data.packing=false"))
+    quantised = architecture.get("quantization_config")
+    if quantised and (is_quantised({"method": method}) or "r" not in method):
+        how = dict(quantised).get("quant_method", "some way")
+        message = f"{config.model.path} is already quantised ({how}); {config.method.name} needs the original weights"
+        fix = "give the unquantised model, or use method=lora on this one"
+        found.append(Problem("already-quantised", message, "model.path", fix=fix))
+    return found
+
+
+def is_quantised(tree: Mapping[str, Any]) -> bool:
+    """Whether the method quantises the base: those that do have an option for how."""
+    return "double_quant" in tree["method"]

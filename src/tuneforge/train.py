@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from tuneforge import resume
 from tuneforge.compat import import_bitsandbytes
 from tuneforge.compose import Composed
-from tuneforge.console import quiet_libraries
+from tuneforge.console import quiet_libraries, say, warn
 from tuneforge.data import source
-from tuneforge.errors import EXIT_OK, TuneforgeError
+from tuneforge.errors import EXIT_OK, Problem, TuneforgeError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,9 +30,14 @@ def launch(composed: Composed) -> int:
             fix="run python -m tuneforge trainer.devices=N",
         )
     quiet_libraries()
+    for line in composed.notes:
+        say(line)
+    for warning in composed.warnings:
+        warn(warning)
     config = composed.config
     # Rows come before everything heavy: a bad file is told in under a second.
     rows = source.read(config.data, composed.tree["data"], config.seed)
+    _compare_data(composed, rows)
     place = resume.choose(composed)
     processes = num_processes(config.trainer)
     if processes > 1 and config.strategy.name != "single":
@@ -40,6 +45,17 @@ def launch(composed: Composed) -> int:
 
         return run_processes(composed, place, processes)
     return train(composed, rows, place)
+
+
+def _compare_data(composed: Composed, rows: "Source") -> None:
+    """Say when a run is started from another and its rows are no longer those."""
+    if composed.base is None:
+        return
+    from tuneforge.artifacts.folder import read_json
+
+    if read_json(composed.base / "run.json")["data"]["sha256"] != rows.digest:
+        problem = Problem("other-rows", f"the rows are not those of {composed.base}", "data", fix="give the same file")
+        warn(problem)
 
 
 def num_processes(trainer: "Trainer") -> int:
@@ -52,8 +68,16 @@ def num_processes(trainer: "Trainer") -> int:
 
 
 def train(composed: Composed, rows: "Source", place: "Place") -> int:
-    """One process's run: measure the base, train, restore the best, measure again, write it all down."""
+    """One process's run, with what goes wrong in the libraries under us told in the words of the config."""
     import_bitsandbytes()
+    from tuneforge.boundary import library_errors_explained
+
+    with library_errors_explained(composed.config):
+        return _train(composed, rows, place)
+
+
+def _train(composed: Composed, rows: "Source", place: "Place") -> int:
+    """Measure the base, train, restore the best, measure again, write it all down."""
     from tuneforge import finish
     from tuneforge.artifacts.record import Record
     from tuneforge.build import Loaders, build_trainer, prepare

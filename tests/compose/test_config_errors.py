@@ -111,7 +111,8 @@ def test_a_broken_yaml_in_a_config_dir_is_told_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["trian"], ["--mulitrun"], ["train", "oops"], ["seed=x"], ["--config-dir", "nowhere"]]
+    "arguments",
+    [["trian"], ["--mulitrun"], ["train", "oops"], ["seed=x"], ["--config-dir", "nowhere"], ["train", "--rules"]],
 )
 def test_the_command_line_answers_with_exit_2_and_no_traceback(refused, arguments):
     assert "error: " in refused(*arguments)

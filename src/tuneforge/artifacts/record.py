@@ -1,13 +1,11 @@
 """run.json, config.yaml and provenance.json: what ran, on what, with what result; and the closing summary."""
 
-import dataclasses
 import datetime
-import importlib.metadata
-import platform
 import re
 import shlex
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,14 @@ from tuneforge.compose import Composed
 from tuneforge.console import is_main_process, say
 from tuneforge.context import Context
 from tuneforge.data.source import Source
-from tuneforge.errors import EXIT_OK
+from tuneforge.errors import EXIT_OK, TuneforgeError
 from tuneforge.finish import Measured
+from tuneforge.machine import is_present
+from tuneforge.plan.shape import ModelShape, Trainable
+from tuneforge.plan.speed import efficiency, flops_per_token
 from tuneforge.resume import identity
+from tuneforge.versions import versions
 
-VERSIONS = ("tuneforge", "torch", "transformers", "peft", "lightning", "bitsandbytes", "hydra-core", "omegaconf")
 _SECRET_KEY = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b")
 
@@ -118,21 +119,41 @@ class Record:
                 "identity": identity(self.composed.tree),
                 "choices": self.composed.choices,
                 "overrides": [_mask_text(o) for o in self.composed.overrides],
+                "config_dirs": [str(d.resolve()) for d in self.composed.config_dirs],
+                "pickers": self.composed.pickers,
+                "started_from": str(self.composed.base) if self.composed.base else None,
                 "base_model": config.model.path,
                 "method": config.method.name,
                 "data": self.data,
                 "parameters": self.parameters,
                 "settled": self.context.settled.as_dict(),
                 "hardware": facts(self.context),
+                "efficiency": self._efficiency(),
                 "metrics": {"before": self.before.metrics, "after": self.after.metrics},
                 "samples": {"before": self.before.samples, "after": self.after.samples},
-                "versions": {"python": platform.python_version(), **versions()},
+                "versions": versions(),
                 "git": git_commit(),
             },
         )
 
+    def _efficiency(self) -> dict[str, float]:
+        """Utilisation, price and energy, where the run is on the devices of its profile."""
+        config, machine = self.composed.config, self.context.machine
+        if not is_present(config.hardware, machine):
+            return {}
+        flops: float | None = None
+        # An architecture without a closed form has no utilisation; its price and energy are known all the same.
+        with suppress(TuneforgeError):
+            shape = ModelShape.from_hf_config(self.context.architecture.to_dict())
+            flops = flops_per_token(shape, Trainable.of_method(self.composed.tree["method"]))
+        steps = [m for m in read_metrics(self.context.folder.metrics) if "train/tokens_per_s" in m]
+        # The logged speed counts supervised tokens; the device computes the others too.
+        speed = sum(m["train/tokens_per_s"] / m["train/supervised_fraction"] for m in steps) / max(1, len(steps))
+        seconds = time.perf_counter() - self.clock
+        return efficiency(config.hardware, flops, speed, seconds, machine.world_size)
+
     def _provenance(self) -> dict[str, Any]:
-        return {path: dataclasses.asdict(o) for path, o in sorted(self.composed.origins.items())}
+        return {path: o.as_dict() for path, o in sorted(self.composed.origins.items())}
 
     def _summary(self, trainer: pl.Trainer) -> None:
         folder, settled = self.context.folder, self.context.settled
@@ -160,11 +181,6 @@ class Record:
             dropped, model = ("model.adapter", "resume", "hydra."), [f"model.adapter={result}"]
         typed = [o for o in self.composed.overrides if not o.startswith(dropped)]
         return shlex.join(["python", "-m", "tuneforge", *typed, *model])
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what a result depends on."""
-    return {name: importlib.metadata.version(name) for name in VERSIONS}
 
 
 def git_commit() -> str | None:

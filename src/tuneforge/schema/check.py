@@ -31,15 +31,15 @@ class Checked:
 
     tree: dict[str, Any]
     problems: list[Problem] = field(default_factory=list)
-    defaulted: dict[str, str] = field(default_factory=dict)
-    """Dotted path -> the schema that supplied the value, for keys that no file or override set."""
+    defaults: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    """Dotted path -> the schema's default and the schema, also where a file or override set another value."""
 
 
 def check(tree: Mapping[str, Any], origin_of: OriginOf = lambda _: "") -> Checked:
     """Check a resolved tree of plain containers against the schema of a run."""
     walk = _Walk(origin_of)
     value = walk.node(dict(tree), ROOT, "")
-    return Checked(value, walk.problems, walk.defaulted)
+    return Checked(value, walk.problems, walk.defaults)
 
 
 def leaf_paths(target: str = ROOT.target, prefix: str = "") -> list[str]:
@@ -62,7 +62,7 @@ class _Walk:
     def __init__(self, origin_of: OriginOf) -> None:
         self.origin_of = origin_of
         self.problems: list[Problem] = []
-        self.defaulted: dict[str, str] = {}
+        self.defaults: dict[str, tuple[Any, str]] = {}
 
     def report(self, code: str, path: str, message: str, fix: str = "") -> None:
         self.problems.append(Problem(code, message, path, self.origin_of(path), fix))
@@ -71,8 +71,9 @@ class _Walk:
         """A mapping against a dataclass, and against the signature of its `_target_` if it is pluggable."""
         signature = read_signature(type_.target)
         fields, accepts_any = dict(signature.fields), signature.accepts_any
+        owners = dict.fromkeys(fields, type_.target)
         if signature.pluggable:
-            accepts_any |= self.add_target(tree, path, fields)
+            accepts_any |= self.add_target(tree, path, fields, owners)
         done: dict[str, Any] = {}
         for name, value in tree.items():
             where = f"{path}.{name}" if path else name
@@ -82,10 +83,10 @@ class _Walk:
                 done[name] = value
             else:
                 self.unknown(name, value, where, fields)
-        self.fill(done, fields, path, type_.target)
+        self.fill(done, fields, path, owners)
         return done
 
-    def add_target(self, tree: dict[str, Any], path: str, fields: dict[str, Field]) -> bool:
+    def add_target(self, tree: dict[str, Any], path: str, fields: dict[str, Field], owners: dict[str, str]) -> bool:
         """Add the target's own options to `fields`; what the framework reads itself keeps its own type."""
         target = tree.get(TARGET)
         if target is None:
@@ -107,26 +108,27 @@ class _Walk:
             known = fields.get(name)
             # A field of the node keeps the type and the documentation; the target may supply the default.
             if known is None or (known.required and not option.required):
+                owners[name] = target
                 fields[name] = option if known is None else Field(name, known.type, option.default, known.doc)
         return signature.accepts_any
 
-    def fill(self, done: dict[str, Any], fields: Mapping[str, Field], path: str, schema: str) -> None:
+    def fill(self, done: dict[str, Any], fields: Mapping[str, Field], path: str, owners: Mapping[str, str]) -> None:
         for name, option in fields.items():
-            if name in done or any(p.path == (f"{path}.{name}" if path else name) for p in self.problems):
-                continue
             where = f"{path}.{name}" if path else name
             nested = [m for m in members(option.type) if isinstance(m, NodeType)]
-            if option.default is ... and nested:
+            default = list(option.default) if isinstance(option.default, tuple) else option.default
+            if default is not ... and not option.required:
+                self.defaults[where] = (default, owners[name])
+            if name in done or any(p.path == where for p in self.problems):
+                continue
+            if default is ... and nested:
                 done[name] = self.node({}, nested[0], where)
-            elif option.default is ...:
+            elif default is ...:
                 continue  # an expression that only the target itself can evaluate
             elif option.required:
-                self.report("required-key", where, f"is required and nothing sets it ({option.doc or schema})")
+                self.report("required-key", where, f"is required and nothing sets it ({option.doc or owners[name]})")
             else:
-                done[name] = copy.deepcopy(
-                    list(option.default) if isinstance(option.default, tuple) else option.default
-                )
-                self.defaulted[where] = schema
+                done[name] = copy.deepcopy(default)
 
     def unknown(self, name: str, value: Any, where: str, fields: Mapping[str, Field]) -> None:
         fix = did_you_mean(name, fields)

@@ -1,0 +1,75 @@
+"""Errors of the libraries under us, told in the words of the config; the original stays the cause (TUNEFORGE_DEBUG=1).
+
+What goes wrong while weights and tokenizers load is told in `tuneforge.models`, where the model's key is known; here is
+what can come up anywhere in a run.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tuneforge.errors import TuneforgeError
+from tuneforge.schema import Config
+
+
+@contextmanager
+def library_errors_explained(config: Config) -> Iterator[None]:
+    """Raise a library's error as ours where its cause is known; let all others through."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        explained = _explained(config, error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explained(config: Config, error: RuntimeError | OSError) -> TuneforgeError | None:
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
+        return _out_of_memory(config, text)
+    if "DataLoader worker" in text:
+        return TuneforgeError(
+            "worker-died",
+            f"a process that collates batches died ({_first_line(text)}): too little shared or host memory, mostly",
+            path="data.num_workers",
+            fix="set data.num_workers=0, or give the container more shared memory (--shm-size=8g)",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TuneforgeError(
+            "disk-full",
+            f"no space left on the device that holds {error.filename or config.output_root}",
+            path="output_root",
+            fix="free some space or set another output_root; the checkpoints already written are whole: resume=RUN",
+        )
+    if isinstance(error, PermissionError):
+        return TuneforgeError(
+            "not-writable",
+            f"{error.filename or config.output_root}: {error.strerror}",
+            path="output_root",
+            fix="choose a folder that you may write to",
+        )
+    return None
+
+
+def _out_of_memory(config: Config, text: str) -> TuneforgeError:
+    """In the order of what it costs: smaller passes are free, checkpointing costs a fifth of the time."""
+    ways = []
+    if config.batch.per_device != 1:
+        ways.append("batch.per_device=1 (the effective batch stays)")
+    if config.trainer.gradient_checkpointing is False:
+        ways.append("trainer.gradient_checkpointing=true")
+    ways += ["a smaller data.max_length", "method=qlora"]
+    return TuneforgeError(
+        "out-of-memory",
+        f"the device ran out of memory: {_first_line(text)}",
+        path="batch.per_device",
+        fix=f"try {', then '.join(ways)}; then go on with resume=auto",
+    )
+
+
+def _first_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no more is known"

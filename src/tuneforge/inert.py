@@ -1,0 +1,84 @@
+"""Keys that a user set and that nothing reads in this composition: said, never swallowed.
+
+A key that no composition knows is an error of the schema. Here are those that are right in themselves: a rank for a
+method without adapters, an epoch count beside a step count.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tuneforge.errors import Problem
+from tuneforge.interpolation import references
+from tuneforge.provenance import Origin
+from tuneforge.schema import Config
+from tuneforge.schema.signature import read_signature
+
+HINTS = (
+    "task_recipe.rank",
+    "task_recipe.alpha",
+    "task_recipe.dropout",
+    "task_recipe.targets",
+    "method.lr",
+    "method.clip",
+    "model.lr_scale",
+)
+"""Read by other keys' interpolations, and by nothing else."""
+
+FOR_TARGETS = ("optim.lr", "scheduler.warmup_ratio", "strategy.process_group_backend")
+"""Fields that a node always has and that only its `_target_` reads, if it takes them."""
+
+
+def keys_without_effect(config: Config, tree: Mapping[str, Any], origins: Mapping[str, Origin]) -> Iterator[Problem]:
+    """A problem for each key that the user set and that this run does not read."""
+    why = {**_unused_hints(tree, origins), **_not_taken(tree), **_outdone(config)}
+    for path, origin in sorted(origins.items()):
+        reason = next((r for key, r in why.items() if path == key or path.startswith(f"{key}.")), "")
+        if reason and set_by_user(origin):
+            yield Problem("no-effect", f"has no effect in this run: {reason}", path, origin.where, "drop it")
+
+
+def set_by_user(origin: Origin) -> bool:
+    """Whether it is an override or stands in a file of the user's own, rather than in one that ships."""
+    return not origin.where.startswith(("conf/", "default of "))
+
+
+def _unused_hints(tree: Mapping[str, Any], origins: Mapping[str, Origin]) -> dict[str, str]:
+    read = {key for path, o in origins.items() if o.expression for key in references(o.expression, tree, path)}
+    unread = {}
+    for path in origins:
+        hint = next((h for h in HINTS if path == h or path.startswith(f"{h}.")), None)
+        if hint is not None and path not in read and hint not in read:
+            reader = {"method.clip": "trainer.gradient_clip_val", "model.lr_scale": "optim.lr"}.get(hint, "the method")
+            reader = "optim.lr" if hint == "method.lr" else reader
+            unread[path] = f"{reader} does not read it"
+    return unread
+
+
+def _not_taken(tree: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for path in FOR_TARGETS:
+        group, _, name = path.partition(".")
+        target = tree[group]["_target_"]
+        signature = read_signature(target)
+        if name not in signature.fields and not signature.accepts_any:
+            found[path] = f"{target} takes no {name!r}"
+    return found
+
+
+def _outdone(config: Config) -> dict[str, str]:
+    """Keys that another key makes pointless."""
+    found = {}
+    if config.batch.effective_tokens is not None:
+        found["batch.effective"] = "batch.effective_tokens is given"
+    if config.trainer.max_steps is not None:
+        found["trainer.max_epochs"] = "trainer.max_steps is given"
+    if config.data.split.eval_path is not None:
+        found |= dict.fromkeys(("data.split.eval_fraction", "data.split.by"), "data.split.eval_path is given")
+    if config.samples.num == 0:
+        found["samples.max_new_tokens"] = "samples.num is 0"
+    if config.model.path.startswith("bundled:") or Path(config.model.path).expanduser().is_dir():
+        found["model.revision"] = "model.path is on this machine and has no revisions"
+    if config.trainer.devices == 1 or config.strategy.name == "single":
+        found["strategy.process_group_backend"] = "one process talks to no other"
+    return found

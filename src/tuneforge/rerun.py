@@ -1,0 +1,187 @@
+"""A run's config again: as it was, or with changes worked out anew.
+
+Overriding a resolved config would not work out again what followed from the changed key. So a run without overrides is
+repeated from its resolved config, and one with overrides is recomposed from what was typed then and now.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneforge.artifacts.folder import read_json
+from tuneforge.compose import Composed, compose, judge
+from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.interpolation import lookup
+from tuneforge.provenance import Origin
+from tuneforge.versions import versions
+
+PLACES = ("output_root", "resume")
+"""Keys that say where a run is written or goes on, not what it does; so does `hydra.*`."""
+MASK = "***"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What a run folder says of its config."""
+
+    root: Path
+    tree: dict[str, Any]
+    origins: dict[str, Origin]
+    record: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One leaf that two configs disagree about; None stands for a leaf that is not there."""
+
+    path: str
+    before: Any
+    after: Any
+    origin_before: str
+    origin_after: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before!r} ({self.origin_before}) -> {self.after!r} ({self.origin_after})"
+
+
+ABSENT: Any = type("ABSENT", (), {"__repr__": lambda _: "absent"})()
+
+
+def read_run(root: Path) -> Kept:
+    """What a run folder keeps.
+
+    Raises:
+        TuneforgeError: it is no run folder, or its files cannot be read.
+    """
+    missing = [n for n in ("config.yaml", "provenance.json", "run.json") if not (root / n).is_file()]
+    if missing:
+        what = "there is no such folder" if not root.is_dir() else f"the folder has no {', '.join(missing)}"
+        raise TuneforgeError("not-a-run", f"{root}: {what}, so it is not a run", fix="give a folder under output_root")
+    try:
+        tree = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
+        origins = {k: Origin.of_dict(o) for k, o in read_json(root / "provenance.json").items()}
+        return Kept(root, tree, origins, read_json(root / "run.json"))
+    except (yaml.YAMLError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise TuneforgeError("not-a-run", f"{root}: its files are damaged: {first}", fix="give another run") from error
+
+
+def compose_from(root: Path, overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Composed:
+    """The config of the run in `root`, with what follows from `overrides` worked out again.
+
+    Raises:
+        TuneforgeError: `root` is no run, or its config is not good any more.
+    """
+    kept = read_run(root)
+    dirs = tuple(dict.fromkeys([*map(Path, kept.record.get("config_dirs", ())), *config_dirs]))
+    changes = [o for o in overrides if not _is_place(o)]
+    places = [o for o in overrides if _is_place(o)]
+    composed = _recomposed(kept, changes, places, dirs) if changes else _repeated(kept, places, dirs)
+    return dataclasses.replace(composed, base=root, config_dirs=dirs, notes=tuple(_notes(kept, composed)))
+
+
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], origins: tuple[Mapping[str, Origin], Mapping[str, Origin]]
+) -> list[Difference]:
+    """Every leaf in which two trees differ, by path."""
+    from tuneforge.provenance import origin_of
+
+    flat = leaves(before), leaves(after)
+    paths = [p for p in sorted({*flat[0], *flat[1]}) if flat[0].get(p, ABSENT) != flat[1].get(p, ABSENT)]
+    return [
+        Difference(
+            p,
+            flat[0].get(p, ABSENT),
+            flat[1].get(p, ABSENT),
+            origin_of(origins[0], p) if p in flat[0] else "not set",
+            origin_of(origins[1], p) if p in flat[1] else "not set",
+        )
+        for p in paths
+    ]
+
+
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value; lists and empty mappings are leaves."""
+    if not isinstance(tree, Mapping) or (not tree and prefix):
+        return {prefix: tree}
+    return {p: v for k, node in tree.items() for p, v in leaves(node, f"{prefix}.{k}" if prefix else str(k)).items()}
+
+
+def _repeated(kept: Kept, places: list[str], dirs: tuple[Path, ...]) -> Composed:
+    """The resolved config as it stands, in a new place."""
+    masked = [p for p, v in leaves(kept.tree).items() if isinstance(v, str) and MASK in v]
+    if masked:
+        raise TuneforgeError.of(
+            [
+                Problem(
+                    "masked-value", f"was a secret and is not kept in {kept.root}", p, fix=f"give it again: {p}=..."
+                )
+                for p in masked
+            ]
+        )
+    outside = compose([f"output_root={_quoted(kept.tree['output_root'])}", *places])
+    tree, origins = dict(kept.tree), dict(kept.origins)
+    for key in PLACES:
+        typed = outside.origins[key].typed and any(o.lstrip("+").startswith(f"{key}=") for o in places)
+        tree[key] = outside.tree[key] if typed or key == "resume" else kept.tree[key]
+        if typed or key == "resume":
+            origins[key] = outside.origins[key]
+    # Trusted packages are those of today: a run cannot bring its own.
+    composed = judge(tree, origins)
+    return dataclasses.replace(
+        composed,
+        choices=kept.record["choices"],
+        overrides=(*(o for o in kept.record["overrides"] if not _is_place(o)), *places),
+        run_dir=outside.run_dir,
+        pickers=kept.record.get("pickers", {}),
+    )
+
+
+def _recomposed(kept: Kept, changes: list[str], places: list[str], dirs: tuple[Path, ...]) -> Composed:
+    """What was typed then, less what is typed anew, and the choices of then where the defaults have changed since."""
+    new = {_key(o) for o in changes}
+    typed = [o for o in kept.record["overrides"] if not _is_place(o) and _key(o) not in new]
+    secret = [o for o in typed if MASK in o]
+    if secret:
+        raise TuneforgeError.of(
+            [Problem("masked-value", f"was a secret and is not kept in {kept.root}", _key(o)) for o in secret]
+        )
+    before = compose([o for o in kept.record["overrides"] if not _is_place(o)], dirs)
+    moved = {g: o for g, o in kept.record["choices"].items() if before.choices.get(g) != o and g not in new}
+    root = f"output_root={_quoted(kept.tree['output_root'])}"
+    return compose([root, *(f"{g}={o}" for g, o in moved.items()), *typed, *changes, *places], dirs)
+
+
+def _notes(kept: Kept, composed: Composed) -> list[str]:
+    found = differences(kept.tree, composed.tree, (kept.origins, composed.origins))
+    found = [d for d in found if d.path not in PLACES]
+    lines = [f"from {kept.root}: {len(found)} of its values differ" if found else f"from {kept.root}: the same config"]
+    lines += [f"  {d}" for d in found]
+    then, now = kept.record.get("versions", {}), versions()
+    lines += [f"  {n} was {v} and is {now.get(n, 'not installed')}" for n, v in then.items() if now.get(n) != v]
+    return lines
+
+
+def _is_place(override: str) -> bool:
+    key = _key(override)
+    return key in PLACES or key == "hydra" or key.startswith(("hydra.", "hydra/"))
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def value_at(tree: Mapping[str, Any], path: str) -> Any:
+    """The value of a leaf or node, `ABSENT` where there is none."""
+    try:
+        return lookup(tree, path)
+    except KeyError:
+        return ABSENT
