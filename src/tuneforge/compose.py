@@ -6,6 +6,7 @@ whole tree, whatever door a key came through.
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,8 +112,9 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     Raises:
         TuneforgeError: with every problem of this config.
     """
+    in_defaults = _groups_in_defaults()
     with front(config_dirs) as loader:
-        lines, parsed, problems = _normalise(loader, overrides)
+        lines, parsed, problems = _normalise(loader, overrides, in_defaults)
         try:
             tree = loader.load_configuration(CONFIG_NAME, lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -175,11 +177,10 @@ def groups(loader: ConfigLoader) -> dict[str, list[str]]:
 
 
 def _normalise(
-    loader: ConfigLoader, overrides: Sequence[str], sweeping: bool = False
+    loader: ConfigLoader, overrides: Sequence[str], in_defaults: frozenset[str], sweeping: bool = False
 ) -> tuple[list[str], list[Override], list[Problem]]:
     """Overrides as Hydra takes them, the value overrides among them, and the problems of those left out."""
     known = groups(loader)
-    in_defaults = _groups_in_defaults(loader)
     lines: list[str] = []
     values: list[Override] = []
     problems: list[Problem] = []
@@ -259,9 +260,11 @@ def _sweep_problem(override: Override) -> Problem | None:
     )
 
 
-def _groups_in_defaults(loader: ConfigLoader) -> set[str]:
-    overrides = loader.compute_defaults_list(CONFIG_NAME, [], RunMode.RUN).overrides
-    return set(overrides.known_choices)
+@functools.cache
+def _groups_in_defaults() -> frozenset[str]:
+    """Groups of which every run has an option. Ours alone say so: a folder of the user's cannot shadow config.yaml."""
+    with front() as loader:
+        return frozenset(loader.compute_defaults_list(CONFIG_NAME, [], RunMode.RUN).overrides.known_choices)
 
 
 def _is_hydra(override: Override) -> bool:
@@ -304,8 +307,9 @@ def check_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> l
         TuneforgeError: with every problem of the fixed overrides and of the first value of each swept one.
     """
     compose(first_of_sweep(overrides), config_dirs)
+    in_defaults = _groups_in_defaults()
     with front(config_dirs) as loader:
-        return _normalise(loader, overrides, sweeping=True)[0]
+        return _normalise(loader, overrides, in_defaults, sweeping=True)[0]
 
 
 def first_of_sweep(overrides: Sequence[str]) -> list[str]:
