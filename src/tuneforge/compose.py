@@ -5,6 +5,7 @@ of a YAML that omits its schema. So value overrides are forced into the tree as 
 whole tree, whatever door a key came through.
 """
 
+import copy
 import dataclasses
 import functools
 import typing
@@ -26,14 +27,15 @@ from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tuneforge import inert, rules
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.provenance import Origin, add_defaults, origin_of, trace
 from tuneforge.schema import Config
-from tuneforge.schema.check import check
+from tuneforge.schema.check import ROOT, check
+from tuneforge.schema.signature import NodeType, members, read_signature
 
 CONFIG_MODULE = "tuneforge.conf"
 CONFIG_NAME = "config"
@@ -120,6 +122,8 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise TuneforgeError.of([*problems, _from_hydra(error)]) from error
         origins, pickers = trace(loader, CONFIG_NAME, lines, [o for o in parsed if not _is_hydra(o)])
+    with open_dict(tree):
+        _show_defaults(tree, ROOT.target)
     hydra = tree.hydra
     run_dir = Path(hydra.run.dir)
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
@@ -134,6 +138,17 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
         pickers=pickers,
         config_dirs=tuple(config_dirs),
     )
+
+
+def _show_defaults(node: DictConfig, schema: str) -> None:
+    """Put the schema's own defaults where nothing is set, so that interpolations see them too."""
+    for name, option in read_signature(schema).fields.items():
+        nested = next((m for m in members(option.type) if isinstance(m, NodeType)), None)
+        if name not in node:
+            if not option.required and option.default is not ...:
+                node[name] = copy.deepcopy(option.default)
+        elif nested is not None and not OmegaConf.is_interpolation(node, name) and OmegaConf.is_dict(node[name]):
+            _show_defaults(node[name], nested.target)
 
 
 def judge(tree: Mapping[str, Any], origins: dict[str, Origin], found: Sequence[Problem] = ()) -> Composed:

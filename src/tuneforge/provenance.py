@@ -75,6 +75,9 @@ def trace(
             pickers[group] = f"{COMMAND_LINE}{group}={option}"
         elif how.containing_config_path:
             pickers[group] = f"{_shown(loader, how.containing_config_path)} (override {group}: {option})"
+    for line in overrides:
+        if line.startswith("+") and not line.startswith("++"):
+            pickers[line.partition("=")[0].lstrip("+")] = f"{COMMAND_LINE}{line.lstrip('+')}"
     for override in values:
         for path, origin in _typed_settings(override):
             _set(origins, path, origin)

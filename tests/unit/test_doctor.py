@@ -86,6 +86,14 @@ def test_a_package_that_does_not_import_fails(bench: Bench) -> None:
     assert bench.json()["package lightning"].fix.startswith(f"rename {Path('lightning.py').absolute()}")
 
 
+def test_what_fails_because_torch_does_is_told_so(bench: Bench) -> None:
+    gone = Step(error="OSError: libtorch.so: undefined symbol")
+    bench.steps.update(dict.fromkeys(("import:torch", "import:peft", "torch", "compute", "nf4", "gloo"), gone))
+    checks = bench.json()
+    assert "--force-reinstall" in checks["package torch"].fix
+    assert checks["package peft"].fix == "mend the package torch first"
+
+
 def test_without_torch_the_devices_are_left_out(bench: Bench) -> None:
     gone = Step(error="ModuleNotFoundError: No module named 'torch'")
     bench.steps.update(dict.fromkeys(("import:torch", "torch", "compute", "nf4", "gloo"), gone))
@@ -93,7 +101,7 @@ def test_without_torch_the_devices_are_left_out(bench: Bench) -> None:
     checks = bench.json()
     assert checks["package torch"].status == "fail"
     assert checks["torch"].status == "warn"
-    assert "bf16" not in checks
+    assert {"bf16", "processes"} & set(checks) == set()
 
 
 def test_a_torch_that_hangs_on_its_devices_fails(bench: Bench) -> None:

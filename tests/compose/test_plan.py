@@ -1,0 +1,180 @@
+"""`plan`: what would run, why a value is what it is, and how two runs differ."""
+
+import json
+
+import pytest
+import yaml
+
+from tuneforge.cli import run
+from tuneforge.compose import compose
+from tuneforge.errors import TuneforgeError
+from tuneforge.explain import explain, text
+from tuneforge.interpolation import references
+from tuneforge.rerun import leaves
+
+
+def ask(capsys, *arguments):
+    assert run(list(arguments)) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_why_answers_for_every_leaf_of_the_default_config():
+    composed = compose()
+    flat = leaves(composed.tree)
+    assert len(flat) >= 80
+    for path, value in flat.items():
+        (found,) = explain(composed, path)
+        assert found.value == value
+        assert found.steps, path
+        assert found.steps[-1].where.startswith(("conf/", "default of ")), path
+        assert found.without, path
+        assert path in text(found)
+
+
+def test_why_shows_the_chain_and_what_an_interpolation_reads(capsys):
+    said = ask(capsys, "plan", "--why", "optim.lr", "method=qlora", "task_recipe=pretrain", "model.init=pretrained")
+    assert said.startswith("optim.lr = 0.002")
+    assert "${times:${method.lr.${task_recipe.objective}},${model.lr_scale}}" in said
+    for read in ("method.lr.pretrain = 0.0002", "task_recipe.objective = pretrain", "model.lr_scale = 10.0"):
+        assert read in said
+    assert "conf/method/lora.yaml:" in said
+    assert "picked by conf/method/qlora.yaml (override optim: paged_adamw_8bit)" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "says"),
+    [
+        (["optim.weight_decay=0.3"], "optim.weight_decay", "without `optim.weight_decay=0.3`: 0.01"),
+        (["method=full"], "trainer.gradient_clip_val", "without conf/config.yaml:"),
+        (["method=qlora"], "method.name", "without `method=qlora`: lora"),
+        (["model=hf", "model.path=x"], "model.path", "without `model.path=x`: the config would be refused"),
+        (["data.max_length=64"], "data.max_length", "without `data.max_length=64`: 256"),
+        ([], "model.path", "nothing else sets it"),
+        ([], "data.packing", "nothing else sets it"),
+        ([], "trainer.max_epochs", "without conf/task_recipe/instruct.yaml:"),
+    ],
+)
+def test_why_says_what_it_would_be_without_the_last_step(capsys, overrides, key, says):
+    assert says in ask(capsys, "plan", "--why", key, *overrides)
+
+
+def test_without_a_file_step_the_earlier_interpolation_is_worked_out(capsys, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntrainer:\n  gradient_clip_val: 5.0\n")
+    said = ask(capsys, "plan", "--why", "trainer.gradient_clip_val", "--config-dir", str(tmp_path), "+experiment=mine")
+    assert f"2. {'conf/config.yaml'}" in said.replace("  ", " ")
+    assert "(replaced)" in said
+    assert f"{tmp_path}/experiment/mine.yaml:3" in said
+    assert "without `experiment=mine`: 0.3" in said
+
+
+def test_why_for_a_node_and_as_json(capsys):
+    answers = json.loads(ask(capsys, "plan", "--why", "data.split", "--json"))
+    assert {a["path"] for a in answers} == {
+        f"data.split.{k}" for k in ("by", "eval_fraction", "eval_path", "max_eval_rows")
+    }
+
+
+def test_why_for_a_misspelt_key_names_the_right_one():
+    with pytest.raises(TuneforgeError, match=r"there is no such key") as raised:
+        explain(compose(), "optim.lrr")
+    assert "'optim.lr'" in raised.value.problems[0].fix
+    with pytest.raises(TuneforgeError) as raised:
+        explain(compose(), "lr_scale")
+    assert "model.lr_scale" in raised.value.problems[0].fix
+
+
+def fake_run(folder, composed, changed=None):
+    """What a run folder keeps of its config."""
+    tree = composed.tree if changed is None else changed
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (folder / "provenance.json").write_text(json.dumps({p: o.as_dict() for p, o in composed.origins.items()}))
+    record = {
+        "versions": {"torch": "2.13.0"},
+        "data": {"sha256": "a" * 64},
+        "git": None,
+        "metrics": {"after": {"eval/loss": 1.0}},
+        "overrides": list(composed.overrides),
+        "choices": composed.choices,
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def altered(node):
+    """The tree with another value at every leaf."""
+    if isinstance(node, dict) and node:
+        return {k: altered(v) for k, v in node.items()}
+    return ["other"] if isinstance(node, list) else f"other {node}"
+
+
+def test_diff_answers_for_every_leaf_of_the_default_config(tmp_path, capsys):
+    composed = compose()
+    one = fake_run(tmp_path / "one", composed)
+    two = fake_run(tmp_path / "two", composed, altered(composed.tree))
+    shown = json.loads(ask(capsys, "plan", "--diff", str(one), str(two), "--json"))["config"]
+    # An empty mapping has no leaf to differ in once it holds a text; all others are there.
+    assert {d["path"] for d in shown} == set(leaves(composed.tree))
+    assert all(d["origin_before"] and d["origin_after"] for d in shown)
+    assert "0 values differ" in ask(capsys, "plan", "--diff", str(one), str(one))
+
+
+def test_diff_of_one_run_compares_it_with_what_is_typed(tmp_path, capsys):
+    one = fake_run(tmp_path / "one", compose(["optim.lr=1e-3"]))
+    said = ask(capsys, "plan", "optim.lr=5e-4", "seed=18", "--diff", str(one))
+    assert "optim.lr: 0.001 -> 0.0005" in said
+    assert "command line: optim.lr=1e-3 -> command line: optim.lr=5e-4" in said
+    assert "seed: 17 -> 18" in said
+
+
+def test_diff_shows_versions_and_results_too(tmp_path, capsys):
+    one, two = (fake_run(tmp_path / n, compose()) for n in ("one", "two"))
+    record = json.loads((two / "run.json").read_text())
+    record["versions"]["torch"] = "2.14.0"
+    (two / "run.json").write_text(json.dumps(record))
+    assert "[version of torch] 2.13.0 -> 2.14.0" in ask(capsys, "plan", "--diff", str(one), str(two))
+
+
+@pytest.mark.parametrize("arguments", [["--diff", "nowhere", "nowhere"], ["--diff", "a", "b", "c"], ["nowhere"]])
+def test_a_folder_that_is_no_run_is_refused(refused, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert "run" in refused("plan", *arguments)
+
+
+def test_the_plan_says_whether_it_fits(capsys):
+    fits = ask(capsys, "plan", "method=qlora", "hardware=rtx4090")
+    assert "256 rows a device or more" in fits
+    assert "command line: method=qlora" in fits
+    too_small = ask(capsys, "plan", "hardware=rtx4090", "hardware.vram_gb=0.5")
+    assert "fits        no: no single device of this size holds it" in too_small
+
+
+def test_the_plan_of_a_model_that_is_not_here_says_so(capsys):
+    assert "is not on this machine yet" in ask(capsys, "plan", "model=hf", "model.path=some/model")
+
+
+def test_the_plan_as_json_holds_choices_settings_and_estimate(capsys):
+    shown = json.loads(ask(capsys, "plan", "hardware=h100", "--json", "task_recipe.rank=4", "method=full"))
+    assert shown["choices"]["hardware"]["option"] == "h100"
+    assert shown["settings"]["optim.lr"]["value"] == pytest.approx(5e-4)
+    assert shown["estimate"]["parameters"] == shown["estimate"]["trainable"] > 3e6
+    assert "task_recipe.rank" in shown["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("expression", "reads"),
+    [
+        ("${a.b}", ["a.b"]),
+        ("${times:${a.b},${c}}", ["a.b", "c"]),
+        ("${m.${k}}", ["k", "m.x"]),
+        ("x ${a.b} y ${c}", ["a.b", "c"]),
+        ("${.y}", ["here.y"]),
+        ("${..c}", ["c"]),
+        ("${oc.env:HOME}", []),
+        ("plain", []),
+    ],
+)
+def test_the_keys_that_an_interpolation_reads(expression, reads):
+    tree = {"a": {"b": 1}, "c": 2, "k": "x", "m": {"x": 3}, "here": {"y": 4, "z": 5}}
+    assert references(expression, tree, "here.z") == reads
