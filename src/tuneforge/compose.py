@@ -8,6 +8,7 @@ whole tree, whatever door a key came through.
 import copy
 import dataclasses
 import functools
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -310,9 +311,21 @@ def _resolve(node: DictConfig, path: str, problems: list[Problem], origins: Mapp
             else:
                 done[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except OmegaConfBaseException as error:
-            first = str(error).strip().splitlines()[0]
-            problems.append(Problem("unresolved", f"cannot be worked out: {first}", where, origin_of(origins, where)))
+            problems.append(_unresolved(node, where, error, origin_of(origins, where)))
     return done
+
+
+def _unresolved(node: DictConfig, where: str, error: OmegaConfBaseException, origin: str) -> Problem:
+    """A key that an interpolation reads and that is not there is told with those that are."""
+    first = str(error).strip().splitlines()[0]
+    missing = re.match(r"Interpolation key '(.+)' not found", first)
+    if missing is None:
+        return Problem("unresolved", f"cannot be worked out: {first}", where, origin)
+    parent, _, last = missing[1].rpartition(".")
+    around = OmegaConf.select(node._get_root(), parent, throw_on_missing=False) if parent else node._get_root()
+    known = [str(k) for k in around] if OmegaConf.is_dict(around) else []
+    fix = did_you_mean(last, known) if known else f"set {missing[1]}, or {where} itself"
+    return Problem("unresolved", f"cannot be worked out: it reads {missing[1]}, which is not there", where, origin, fix)
 
 
 def check_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[str]:

@@ -31,7 +31,7 @@ FOR_TARGETS = ("optim.lr", "scheduler.warmup_ratio", "strategy.process_group_bac
 
 def keys_without_effect(config: Config, tree: Mapping[str, Any], origins: Mapping[str, Origin]) -> Iterator[Problem]:
     """A problem for each key that the user set and that this run does not read."""
-    why = {**_unused_hints(tree, origins), **_not_taken(tree), **_outdone(config)}
+    why = {**_unused_hints(tree, origins), **_outdone(config), **_not_taken(tree)}
     for path, origin in sorted(origins.items()):
         reason = next((r for key, r in why.items() if path == key or path.startswith(f"{key}.")), "")
         if reason and set_by_user(origin):
@@ -79,6 +79,6 @@ def _outdone(config: Config) -> dict[str, str]:
         found["samples.max_new_tokens"] = "samples.num is 0"
     if config.model.path.startswith("bundled:") or Path(config.model.path).expanduser().is_dir():
         found["model.revision"] = "model.path is on this machine and has no revisions"
-    if config.trainer.devices == 1 or config.strategy.name == "single":
+    if config.trainer.devices == 1:
         found["strategy.process_group_backend"] = "one process talks to no other"
     return found

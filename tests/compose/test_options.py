@@ -18,7 +18,7 @@ OPTIONS = {
     "data": ["file", "pydoc", "pydoc_text"],
     "hardware": [
         *("a100_40gb", "a100_80gb", "auto", "cpu", "h100", "h200"),
-        *("l40s", "mi300x", "mps", "rtx3090", "rtx4090"),
+        *("l40s", "mi300x", "mps", "rtx3090", "rtx4090", "t4"),
     ],
     "logger": ["default", "none"],
     "method": ["full", "lora", "qlora"],
@@ -33,7 +33,7 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 33
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 34
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")

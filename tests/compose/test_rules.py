@@ -1,0 +1,138 @@
+"""What cannot go together is refused with both parties and the way out; what does nothing is said."""
+
+import pytest
+
+from tuneforge import rules
+from tuneforge.compose import compose
+from tuneforge.errors import TuneforgeError
+
+BROKEN = [
+    ("remote-code-unpinned", ["model=hf", "model.path=x", "model.trust_remote_code=true", "model.revision=main"]),
+    ("adapter-on-random-base", ["model.init=scratch"]),
+    ("adapter-without-method", ["method=full", "model.adapter=x"]),
+    ("path-without-reader", ["data.path=rows.jsonl"]),
+    ("path-without-reader", ["data.split.eval_path=rows.jsonl"]),
+    ("no-eval-split", ["data.split.eval_fraction=0"]),
+    ("chunked-answers", ["data.overlong=chunk"]),
+    ("batch-does-not-divide", ["data.packing=false", "trainer.devices=3"]),
+    ("batch-does-not-divide", ["data.packing=false", "trainer.devices=1", "batch.per_device=5"]),
+    ("single-is-one-device", ["strategy=single", "trainer.devices=2"]),
+    ("metal-is-one-device", ["hardware=mps", "trainer.devices=2"]),
+    ("required-hardware-unused", ["hardware=h100", "hardware.require=true", "trainer.accelerator=cpu"]),
+    ("precision-not-there", ["hardware=cpu", "trainer.precision=16-mixed"]),
+    ("precision-not-there", ["hardware=t4", "trainer.precision=bf16-mixed"]),
+    ("attention-not-there", ["hardware=t4", "model.attn_implementation=flash_attention_2"]),
+    ("attention-not-there", ["trainer.accelerator=cpu", "model.attn_implementation=flash_attention_2"]),
+    ("attention-not-there", ["hardware=cpu", "model.attn_implementation=flex_attention"]),
+]
+
+
+@pytest.mark.parametrize(("code", "overrides"), BROKEN)
+def test_a_broken_rule_names_both_parties_and_the_way_out(code, overrides):
+    with pytest.raises(TuneforgeError) as raised:
+        compose(overrides)
+    (problem,) = raised.value.problems
+    assert problem.code == code
+    assert problem.origin
+    assert problem.fix
+
+
+def test_a_quantised_base_is_refused_under_a_strategy_without_proof(tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("name: mine\n_target_: tuneforge.strategies.ddp.ddp\n")
+    with pytest.raises(TuneforgeError, match="no proof of equal losses"):
+        compose(["method=qlora", "strategy=mine"], [tmp_path])
+    assert compose(["method=lora", "strategy=mine"], [tmp_path])
+
+
+def test_every_rule_has_a_fault_that_breaks_it():
+    """A rule that nothing can break is a rule that does not work."""
+    broken = set()
+    for _, overrides in BROKEN:
+        config = None
+
+        def keep(given, tree, seen=broken):
+            for check in rules._RULES:
+                if check(given, tree) is not None:
+                    seen.add(check.__name__)
+            return iter(())
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rules, "broken", keep)
+            config = compose(overrides)
+        assert config is not None
+    assert broken == {name for name, _ in rules.listing()} - {"a_quantised_base_has_a_proven_strategy"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "code"),
+    [
+        ({"model_type": "mamba2"}, "lora", "packing-leaks"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "qlora", "already-quantised"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "full", "already-quantised"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "lora", None),
+        ({"model_type": "llama"}, "qlora", None),
+    ],
+)
+def test_what_the_models_config_tells_is_refused_before_its_weights_load(kind, method, code):
+    composed = compose([f"method={method}"])
+    found = rules.architecture_problems(composed.config, kind, composed.tree["method"])
+    assert [p.code for p in found] == ([code] if code else [])
+
+
+def test_the_present_device_is_asked_too():
+    config = compose(["trainer.precision=bf16-mixed"]).config
+    (problem,) = rules.device_problems(config, "Tesla T4", "cuda", False, 7.5)
+    assert problem.path == "trainer.precision"
+    assert "Tesla T4" in problem.message
+    assert list(rules.device_problems(config, "NVIDIA H100", "cuda", True, 9.0)) == []
+    assert list(rules.device_problems(config, "CPU", "cpu", False, None)) == []
+
+
+INERT = [
+    (["method=full", "task_recipe.rank=4"], "task_recipe.rank", "the method does not read it"),
+    (["method=full", "task_recipe.targets=[q_proj]"], "task_recipe.targets", "the method does not read it"),
+    (["method.r=4", "task_recipe.rank=8"], "task_recipe.rank", "the method does not read it"),
+    (["trainer.gradient_clip_val=1", "method.clip=0.5"], "method.clip", "trainer.gradient_clip_val does not"),
+    (["optim.lr=1e-3", "model.lr_scale=2"], "model.lr_scale", "optim.lr does not read it"),
+    (["method.lr.pretrain=1e-3"], "method.lr.pretrain", "optim.lr does not read it"),
+    (["trainer.max_steps=5", "trainer.max_epochs=3"], "trainer.max_epochs", "trainer.max_steps is given"),
+    (["batch.effective_tokens=4096", "batch.effective=16"], "batch.effective", "batch.effective_tokens is given"),
+    (["samples.num=0", "samples.max_new_tokens=9"], "samples.max_new_tokens", "samples.num is 0"),
+    (["model.revision=main"], "model.revision", "has no revisions"),
+    (["strategy=single", "strategy.process_group_backend=gloo"], "strategy.process_group_backend", "takes no"),
+    (["trainer.devices=1", "strategy.process_group_backend=gloo"], "strategy.process_group_backend", "one process"),
+    (
+        ["data=file", "data.path=x", "data.split.eval_path=y", "data.split.eval_fraction=0.2"],
+        "data.split.eval_fraction",
+        "data.split.eval_path is given",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "path", "says"), INERT)
+def test_a_key_without_effect_is_said(overrides, path, says):
+    warnings = {w.path: w for w in compose(overrides).warnings}
+    assert says in warnings[path].message
+    assert warnings[path].origin.startswith("command line: ")
+
+
+def test_a_key_without_effect_in_a_file_of_the_users_own_is_said(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntask_recipe:\n  rank: 4\n")
+    (warning,) = compose(["+experiment=mine", "method=full"], [tmp_path]).warnings
+    assert warning.origin == f"{tmp_path}/experiment/mine.yaml:3"
+
+
+def test_what_ships_warns_of_nothing():
+    for choice in ("method=full", "method=qlora", "task_recipe=pretrain", "strategy=ddp", "scheduler=constant"):
+        assert compose([choice]).warnings == ()
+
+
+def test_a_method_without_a_rate_for_the_objective_says_which_it_has():
+    with pytest.raises(TuneforgeError) as raised:
+        compose(["task_recipe.objective=stf"])
+    (problem,) = raised.value.problems
+    assert problem.path == "optim.lr"
+    assert "method.lr.stf, which is not there" in problem.message
+    assert "did you mean 'sft'?" in problem.fix
