@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from doctor_bench import Bench, make_bench, request
+from doctor_bench import CUDA, H100, Bench, make_bench, request
 from tuneforge import doctor, rules
 from tuneforge.commands.doctor import run
 from tuneforge.doctor import environment, facts, packages, probe, project
-from tuneforge.doctor.check import MIB, Check, pip_install
+from tuneforge.doctor.check import GIB, MIB, Check, pip_install
 from tuneforge.doctor.facts import Step
 
 
@@ -143,6 +143,14 @@ def test_an_optional_part_names_the_extra_that_brings_it(bench: Bench) -> None:
     assert "[" not in checks["mlflow"].fix
     bench.versions(pyarrow="1.0")
     assert bench.json()["pyarrow"].status == "warn"
+
+
+def test_parts_for_gpus_are_missed_on_gpus_alone(bench: Bench) -> None:
+    bench.versions(flash_attn=None)
+    assert bench.json()["flash-attn"].status == "ok"
+    bench.steps |= {"torch": Step(CUDA | {"gpus": [H100]}), "compute": Step({"free": [78 * GIB]})}
+    check = bench.json()["flash-attn"]
+    assert (check.status, check.fix.endswith("pip install --no-build-isolation flash-attn")) == ("missing", True)
 
 
 def test_a_new_extra_is_used_at_once(bench: Bench) -> None:

@@ -16,7 +16,9 @@ from tuneforge.commands.request import Request
 from tuneforge.compose import compose, front, groups
 from tuneforge.errors import TuneforgeError
 from tuneforge.importers import shared
-from tuneforge.importers.common import command_line, dialects, experiment, overrides, translate
+from tuneforge.importers.common import dialects, translate
+from tuneforge.importers.translation import command_line, experiment, overrides
+from tuneforge.schema.signature import read_signature
 
 FOREIGN = Path(__file__).parent / "foreign_configs"
 CONFIGS = sorted(FOREIGN.glob("*.yaml"))
@@ -146,10 +148,9 @@ FUTURE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "key", "group", "option"), FUTURE)
-def test_an_option_is_picked_where_it_is_there_and_the_key_left_where_not(
-    translated, options, name, key, group, option
-):
+@pytest.mark.parametrize("case", FUTURE, ids=lambda case: f"{case[0]}-{case[3]}")
+def test_an_option_is_picked_where_it_is_there_and_the_key_left_where_not(translated, options, case):
+    name, key, group, option = case
     translation = translated(f"{name}.yaml")
     if option in options[group]:
         picked = translation.choices.get(group) == option
@@ -384,7 +385,7 @@ def test_the_console_answer_can_be_pasted(answer, tmp_path):
     out = tmp_path / "experiment" / "theirs.yaml"
     printed = answer(FOREIGN / "axolotl_qlora.yaml", out=out)
     assert f"experiment written to {out}" in printed
-    command = printed[printed.index("python -m") :].partition("\n\n")[0]
+    command = printed[printed.index("python -m") :].partition("\n\n")[0].replace("\\\n", "")  # as a shell joins lines
     assert shlex.split(command) == shlex.split(command_line(translate(FOREIGN / "axolotl_qlora.yaml")))
     assert "not carried " in printed
     assert max(map(len, printed.splitlines())) <= 130
@@ -394,6 +395,36 @@ def test_the_console_answer_can_be_pasted(answer, tmp_path):
 def test_secrets_are_not_repeated(answer):
     assert "hf_secret_value" not in answer(FOREIGN / "llama_factory_qlora.yaml")
     assert "not-to-be-shown" not in answer(FOREIGN / "trl_qlora.yaml", as_json=True)
+
+
+INSTALLED = [
+    ("transformers.training_args.TrainingArguments", ("trl", "llama_factory"), 100),
+    ("trl.trainer.sft_config.SFTConfig", ("trl",), 20),
+    ("trl.trainer.model_config.ModelConfig", ("trl",), 15),
+    ("trl.scripts.utils.ScriptArguments", ("trl",), 5),
+    ("trl.scripts.utils.DatasetMixtureConfig", ("trl",), 3),
+    ("trl.trainer.dpo_config.DPOConfig", ("trl",), 20),
+    ("trl.trainer.kto_config.KTOConfig", ("trl",), 10),
+    ("trl.trainer.reward_config.RewardConfig", ("trl",), 8),
+]
+
+
+@pytest.mark.parametrize(("target", "tools", "at_least"), INSTALLED)
+def test_the_tables_know_every_key_of_the_installed_libraries(target, tools, at_least):
+    fields = [name for name in read_signature(target).fields if not name.startswith("_")]
+    assert len(fields) >= at_least
+    for tool in tools:
+        assert set(fields) - set(dialects()[tool].rules) == set()
+
+
+def test_the_defaults_written_out_are_those_of_the_installed_trl():
+    there = {
+        name: option.default for target, _, _ in INSTALLED[:4] for name, option in read_signature(target).fields.items()
+    }  # SFTConfig after TrainingArguments: it wins
+    ours = dialects()["trl"].defaults
+    compared = {name for name in ours if there[name] is not ...} - {"bf16"}  # None there: true unless fp16 is set
+    assert len(compared) >= 18
+    assert {name: ours[name] for name in compared} == {name: there[name] for name in compared}
 
 
 def test_import_needs_no_heavy_library():
