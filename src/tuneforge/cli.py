@@ -50,6 +50,17 @@ VERBS = {
         ("--from", "--why", "--diff", "--json"),
         "RUN",
     ),
+    "doctor": Verb(
+        "what this machine can run, and the command that mends what is missing; --rules: what cannot go together",
+        "doctor",
+        ("--json", "--rules"),
+    ),
+    "import": Verb(
+        "read an Axolotl, LLaMA-Factory or TRL config: the command that does the same, and what it cannot carry",
+        "import_config",
+        ("--out", "--json"),
+        "FILE",
+    ),
 }
 
 # Hydra's own way of looking at its configs: handed to Hydra untouched.

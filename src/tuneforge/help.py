@@ -19,7 +19,9 @@ examples:
   python -m tuneforge                                              bundled model and text, 3 minutes on a CPU
   python -m tuneforge method=qlora hardware=rtx4090                4-bit base, LoRA adapters, planned for a 24 GB card
   python -m tuneforge model=hf model.path=DIR data=file data.path=rows.jsonl
-  python -m tuneforge --cfg job method=full                        the resolved config, nothing else
+  python -m tuneforge plan method=qlora hardware=rtx4090           what would run, and whether it fits
+  python -m tuneforge plan --why optim.lr                          what set a value, and what it would be without
+  python -m tuneforge --from outputs/RUN optim.lr=1e-4             a run again, with a change
   python -m tuneforge -m optim.lr=1e-4,2e-4,4e-4                   one run for each value
 
 verbs:
@@ -34,9 +36,11 @@ keys people set most:
   trainer.max_epochs=X      trainer.devices=N       resume=auto|RUN          seed=N
 
 flags:
+  --from RUN                 start from the config of a run folder (or name the folder without a flag)
   --cfg job [--package KEY]  print the resolved config, or one node of it, and stop
   --multirun, -m             try every combination of comma-separated values
   --config-dir DIR, -cd      option files of your own, in folders named like the groups
+  --json, --json-errors      answers, and problems, for machines
   --info, --hydra-help       Hydra's own views
   --version                  print the version
   --help, -h                 this text
@@ -55,7 +59,11 @@ def help_text(verbs: Mapping[str, str], config_dirs: Sequence[Path]) -> str:
         )
         for group, options in sorted(found.items())
     )
-    return _HELP.format(verbs="\n".join(f"  {name:<10} {what}" for name, what in verbs.items()), groups=listing)
+    said = "\n".join(
+        textwrap.fill(what, 116, initial_indent=f"  {name:<8} ", subsequent_indent=" " * 11)
+        for name, what in verbs.items()
+    )
+    return _HELP.format(verbs=said, groups=listing)
 
 
 def config_text(composed: Composed, package: str | None) -> str:

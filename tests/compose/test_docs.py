@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneforge.cli import run
+from tuneforge.cli import VERBS, _check_flags, _parser, run
 from tuneforge.compose import compose, first_of_sweep, front, groups
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +32,14 @@ def test_a_command_that_is_shown_composes(command, capsys):
     if "--help" in arguments:
         assert run(arguments) == 0
         return
-    overrides = [a for a in arguments if "=" in a]
-    compose(first_of_sweep(overrides))
+    flags, rest = _parser().parse_known_args(arguments)
+    assert not [a for a in rest if a.startswith("-")], "no such flag"
+    words = [a for a in rest if "=" not in a]
+    verb = words.pop(0) if words and words[0] in VERBS else "train"
+    _check_flags(verb, flags)
+    # RUN and *.yaml stand for a folder or file of the reader's.
+    assert all(w.isupper() or w.endswith(".yaml") for w in words)
+    compose(first_of_sweep([a for a in rest if "=" in a]))
 
 
 def test_the_readme_lists_the_groups_and_options_there_are():

@@ -68,6 +68,7 @@ def test_a_name_within_two_edits_is_what_is_suggested(override, path, says):
         compose([override])
     (problem,) = raised.value.problems
     assert problem.path == path
+    assert problem.origin == f"command line: {override}"
     assert says in problem.fix.partition("?")[0]
     wrong = override.partition("=")[2] if path in GROUPS else path.rpartition(".")[2]
     meant = says.strip("'").rpartition(".")[2]

@@ -15,7 +15,7 @@ from tuneforge.commands.import_config import run
 from tuneforge.commands.request import Request
 from tuneforge.compose import compose, front, groups
 from tuneforge.errors import TuneforgeError
-from tuneforge.importers import shared
+from tuneforge.importers import common, shared
 from tuneforge.importers.common import dialects, translate
 from tuneforge.importers.translation import command_line, experiment, overrides
 from tuneforge.schema.signature import read_signature
@@ -334,6 +334,39 @@ def test_any_text_survives_command_and_experiment(write, tmp_path, text):
     (tmp_path / "experiment" / "e.yaml").write_text(experiment(translation))
     assert compose(shlex.split(command_line(translation))[3:]).tree["model"]["path"] == text
     assert compose(["+experiment=e"], [tmp_path]).tree["model"]["path"] == text
+
+
+ODD = (
+    5,
+    -1,
+    1.5,
+    "text",
+    [1],
+    ["a"],
+    {"a": 1},
+    True,
+    [None],
+    [{"path": None}],
+    [{"path": ["x"], "data_files": {"a": 1}}],
+)
+
+
+@pytest.mark.parametrize("name", ["axolotl_lora_sft", "llama_factory_qlora", "trl_qlora"])
+def test_odd_values_are_listed_and_never_a_crash(monkeypatch, name):
+    given = yaml.safe_load((FOREIGN / f"{name}.yaml").read_text())
+    dialect = name.rpartition("_")[0] if name.startswith("llama") else name.partition("_")[0]
+    monkeypatch.setattr(common, "_judge", lambda draft: None)  # only whether each key comes out somewhere
+    with front() as loader:
+        found = groups(loader)
+    monkeypatch.setattr(common, "groups", lambda loader: found)
+    for key in [*given, "fsdp_config", "deepspeed", "lr_scheduler_kwargs", "report_to", "test_datasets"]:
+        for value in ODD:
+            odd = {**given, key: value}
+            monkeypatch.setattr(common, "_read", lambda path, odd=odd: odd)
+            translation = translate(FOREIGN / f"{name}.yaml", dialect)
+            listed = {common._root(entry.key, odd) for entry in translation.left}
+            assert set(odd) == set(translation.carried) | listed, (key, value)
+            yaml.safe_load(experiment(translation))
 
 
 # Refusals, and what is printed

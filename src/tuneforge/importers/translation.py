@@ -1,0 +1,109 @@
+"""A foreign config in our words, and how it is written out: as a command line and as an experiment file."""
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
+
+
+@dataclass(frozen=True)
+class Left:
+    """A foreign key that was not carried, or not wholly."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass
+class Translation:
+    """A foreign config in our words."""
+
+    dialect: str
+    choices: dict[str, str] = field(default_factory=dict)
+    """Group -> option."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Dotted key -> value."""
+    left: list[Left] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    carried: list[str] = field(default_factory=list)
+    """Foreign keys, of the file's top level, that needed nothing or became choices and values."""
+    name: str = "imported"
+    """What the experiment is called: the foreign file's name."""
+
+
+def overrides(translation: Translation) -> list[str]:
+    """The overrides of the command line, unquoted."""
+    chosen = [f"{group}={option}" for group, option in translation.choices.items()]
+    return chosen + [f"{path}={hydra(value)}" for path, value in translation.values.items()]
+
+
+def command_line(translation: Translation) -> str:
+    """The command, quoted for a shell."""
+    return shlex.join(["python", "-m", "tuneforge", *overrides(translation)])
+
+
+def experiment(translation: Translation, out: Path | None = None) -> str:
+    """The experiment file; `out` is where it will lie, as DIR/experiment/NAME.yaml."""
+    folder = str(out.parent.parent) if out and out.parent.name == "experiment" else "DIR"
+    name = out.stem if out else translation.name
+    nested: dict[str, Any] = {"defaults": [{f"override /{g}": o} for g, o in translation.choices.items()]}
+    for path, value in translation.values.items():
+        *parents, last = path.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    command = shlex.join(["python", "-m", "tuneforge", "--config-dir", folder, f"+experiment={name}"])
+    body = yaml.dump(nested, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return f"# @package _global_\n# {command}\n{body}"
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text means itself, unquoted, to Hydra's grammar and to YAML."""
+    if not re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII) or text.lower() in _WORDS:
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
+
+
+_WORDS = ("null", "none", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf", ".", "..", ".nan", ".inf")
+
+
+def hydra(value: Any) -> str:
+    """The value in Hydra's override grammar."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(hydra, value))}]"
+    if isinstance(value, str):
+        return value if _is_plain(value) else QuotedString(value, Quote.double).with_quotes()
+    return repr(value)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that some YAML reader could take for something else: OmegaConf's reads 1e5 as a number."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = _is_plain(text) or text.startswith("override /")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+def _list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.SequenceNode:
+    nested = any(isinstance(item, dict) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=not nested)
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.add_representer(list, _list)
