@@ -207,7 +207,7 @@ def _hydra(argv: list[str]) -> int:
     import hydra
     from omegaconf import DictConfig
 
-    from tuneforge.compose import CONFIG_MODULE, CONFIG_NAME
+    from tuneforge.front import CONFIG_MODULE, CONFIG_NAME
 
     codes: list[int] = []
 

@@ -7,39 +7,31 @@ whole tree, whatever door a key came through.
 
 import copy
 import dataclasses
-import functools
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from hydra import initialize_config_module
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
-from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tuneforge import inert, rules
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
+from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
+from tuneforge.overrides import first_of_sweep, is_hydra, normalise, option_of_broken_plugin
+from tuneforge.plugins import registry
+from tuneforge.plugins.discovery import taken_twice
+from tuneforge.plugins.inspection import missing_requirements
+from tuneforge.plugins.plugin import Plugin
 from tuneforge.provenance import Origin, add_defaults, origin_of, trace
 from tuneforge.schema import Config
 from tuneforge.schema.check import ROOT, check
 from tuneforge.schema.signature import NodeType, members, read_signature
-
-CONFIG_MODULE = "tuneforge.conf"
-CONFIG_NAME = "config"
 
 T = TypeVar("T")
 
@@ -72,41 +64,8 @@ class Composed:
     """Lines to print before the run: what differs from the run it was started from."""
     base: Path | None = None
     """The run folder it was started from."""
-
-
-class _ConfigDirs(SearchPathPlugin):
-    """Appends the folders given with --config-dir; never prepends, so that nothing of ours is shadowed."""
-
-    dirs: tuple[Path, ...] = ()
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for folder in self.dirs:
-            search_path.append("config-dir", f"file://{folder}")
-
-
-@contextmanager
-def front(config_dirs: Sequence[Path] = ()) -> Iterator[ConfigLoader]:
-    """Hydra's loader over our option files and `config_dirs`."""
-    missing = [d for d in config_dirs if not d.is_dir()]
-    if missing:
-        raise TuneforgeError(
-            "no-config-dir",
-            f"--config-dir {missing[0]}: there is no such folder",
-            fix=f"looked at {missing[0].resolve()}",
-        )
-    _ConfigDirs.dirs = tuple(d.resolve() for d in config_dirs)
-    plugins = Plugins.instance()
-    if _ConfigDirs not in plugins.discover(SearchPathPlugin):
-        plugins.register(_ConfigDirs)
-    # A job of a sweep composes inside of Hydra's own main, whose state must be there again afterwards.
-    outer = Singleton.get_state() if GlobalHydra.instance().is_initialized() else None
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module(CONFIG_MODULE, job_name="tuneforge"):
-            yield GlobalHydra.instance().config_loader()
-    finally:
-        if outer is not None:
-            Singleton.set_state(outer)
+    plugins: tuple[Plugin, ...] = ()
+    """The plugins it draws on."""
 
 
 def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> Composed:
@@ -115,14 +74,14 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     Raises:
         TuneforgeError: with every problem of this config.
     """
-    in_defaults = _groups_in_defaults()
+    in_defaults = groups_in_defaults()
     with front(config_dirs) as loader:
-        lines, parsed, problems = _normalise(loader, overrides, in_defaults)
+        lines, parsed, problems = normalise(loader, overrides, in_defaults)
         try:
             tree = loader.load_configuration(CONFIG_NAME, lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise TuneforgeError.of([*problems, _from_hydra(error)]) from error
-        origins, pickers = trace(loader, CONFIG_NAME, lines, [o for o in parsed if not _is_hydra(o)])
+            raise TuneforgeError.of([*problems, _broken_owner(error) or _from_hydra(error)]) from error
+        origins, pickers = trace(loader, CONFIG_NAME, lines, [o for o in parsed if not is_hydra(o)])
     with open_dict(tree):
         _show_defaults(tree, ROOT.target)
     hydra = tree.hydra
@@ -130,7 +89,8 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
     resolved = _resolve(tree, "", problems, origins)
     del resolved["hydra"]
-    composed = judge(resolved, origins, problems)
+    used = used_plugins(choices, resolved)
+    composed = judge(resolved, origins, [*problems, *_plugin_problems(choices, used)])
     return dataclasses.replace(
         composed,
         choices=choices,
@@ -138,7 +98,48 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
         run_dir=run_dir,
         pickers=pickers,
         config_dirs=tuple(config_dirs),
+        plugins=used,
     )
+
+
+def used_plugins(choices: Mapping[str, str], tree: Mapping[str, Any]) -> tuple[Plugin, ...]:
+    """The plugins that a config draws on: by an option of theirs, or by a `_target_` in their package."""
+    packages = {target.partition(".")[0] for target in _targets(tree)}
+    chosen = set(choices.items())
+    return tuple(
+        p
+        for p in registry.healthy()
+        if p.package in packages or any((g, o) in chosen for g, options in p.options.items() for o in options)
+    )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for inner in node.values():
+            yield from _targets(inner)
+
+
+def _plugin_problems(choices: Mapping[str, str], used: Sequence[Plugin]) -> Iterator[Problem]:
+    """Options that two plugins have, and requirements that are not installed."""
+    for (group, option), owners in taken_twice(registry.healthy()).items():
+        if choices.get(group) == option:
+            message = f"{option!r} is an option of {' and of '.join(p.label for p in owners)}"
+            fix = f"remove one, or choose: TUNEFORGE_PLUGINS={owners[0].name}"
+            yield Problem("option-taken-twice", message, group, fix=fix)
+    for plugin in used:
+        missing = missing_requirements(plugin)
+        if missing:
+            fix = f"pip install {' '.join(map(repr, missing))}"
+            yield Problem("plugin-needs", f"{plugin.label} needs {', '.join(missing)}", fix=fix)
+
+
+def _broken_owner(error: Exception) -> Problem | None:
+    """An option that Hydra does not find because its plugin is broken."""
+    missing = getattr(error, "missing_cfg_file", None)
+    group, _, option = str(missing or "").rpartition("/")
+    return option_of_broken_plugin(group, option)
 
 
 def _show_defaults(node: DictConfig, schema: str) -> None:
@@ -184,107 +185,6 @@ def structure(cls: type[T], tree: Mapping[str, Any]) -> T:
             value = {k: structure(typing.get_args(hint)[1], v) for k, v in value.items()}
         given[one.name] = value
     return cls(**given)
-
-
-def groups(loader: ConfigLoader) -> dict[str, list[str]]:
-    """Group -> its options, of every folder on the search path."""
-    found = {g: loader.get_group_options(g) for g in loader.list_groups("") if g != "hydra" and not g.startswith("_")}
-    return {g: options for g, options in found.items() if options}
-
-
-def _normalise(
-    loader: ConfigLoader, overrides: Sequence[str], in_defaults: frozenset[str], sweeping: bool = False
-) -> tuple[list[str], list[Override], list[Problem]]:
-    """Overrides as Hydra takes them, the value overrides among them, and the problems of those left out."""
-    known = groups(loader)
-    lines: list[str] = []
-    values: list[Override] = []
-    problems: list[Problem] = []
-    parser = OverridesParser.create()
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            fix = (
-                ""
-                if "=" in text
-                else "an override is written key=value; run `python -m tuneforge --help` for the verbs"
-            )
-            problems.append(
-                Problem(
-                    "unreadable-override",
-                    f"cannot read the argument {text!r}",
-                    fix=fix or "quote special characters: 'key=\"a,b\"'",
-                )
-            )
-            continue
-        problem = _group_problem(override, known) or (None if sweeping else _sweep_problem(override))
-        if problem:
-            problems.append(problem)
-        elif _is_hydra(override) or override.is_delete() or override.is_list_extend():
-            lines.append(text)
-        elif override.key_or_group in known and (
-            override.is_sweep_override() or not isinstance(override.value(), dict)
-        ):
-            prefix = "" if override.key_or_group in in_defaults else "+"
-            lines.append(prefix + text.lstrip("+"))
-        else:
-            lines.append("++" + text.lstrip("+"))
-            values.append(parser.parse_override(lines[-1]))
-    return lines, values, problems
-
-
-def _group_problem(override: Override, known: Mapping[str, list[str]]) -> Problem | None:
-    group = override.key_or_group
-    if "/" in group and not _is_hydra(override) and group not in known:
-        return Problem(
-            "unknown-group",
-            "there is no such config group",
-            group,
-            f"command line: {override.input_line}",
-            did_you_mean(group, known),
-        )
-    if group not in known or override.is_delete() or override.is_sweep_override():
-        return None
-    chosen = override.value()
-    if chosen is None:
-        origin = f"command line: {override.input_line}"
-        return Problem(
-            "no-option", "a run needs an option of this group", group, origin, f"options: {', '.join(known[group])}"
-        )
-    for option in chosen if isinstance(chosen, list) else [chosen]:
-        if option is not None and not isinstance(option, dict) and str(option) not in known[group]:
-            return Problem(
-                "unknown-option",
-                f"there is no option {str(option)!r} in this group",
-                group,
-                f"command line: {override.input_line}",
-                did_you_mean(str(option), known[group]),
-            )
-    return None
-
-
-def _sweep_problem(override: Override) -> Problem | None:
-    if not override.is_sweep_override():
-        return None
-    return Problem(
-        "several-values",
-        "several values need --multirun",
-        override.key_or_group,
-        f"command line: {override.input_line}",
-        f"add -m to try each, or write a list as {override.key_or_group}=[...]",
-    )
-
-
-@functools.cache
-def _groups_in_defaults() -> frozenset[str]:
-    """Groups of which every run has an option. Ours alone say so: a folder of the user's cannot shadow config.yaml."""
-    with front() as loader:
-        return frozenset(loader.compute_defaults_list(CONFIG_NAME, [], RunMode.RUN).overrides.known_choices)
-
-
-def _is_hydra(override: Override) -> bool:
-    return override.key_or_group == "hydra" or override.key_or_group.startswith(("hydra.", "hydra/"))
 
 
 def _from_hydra(error: Exception) -> Problem:
@@ -335,24 +235,6 @@ def check_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> l
         TuneforgeError: with every problem of the fixed overrides and of the first value of each swept one.
     """
     compose(first_of_sweep(overrides), config_dirs)
-    in_defaults = _groups_in_defaults()
+    in_defaults = groups_in_defaults()
     with front(config_dirs) as loader:
-        return _normalise(loader, overrides, in_defaults, sweeping=True)[0]
-
-
-def first_of_sweep(overrides: Sequence[str]) -> list[str]:
-    """The overrides with each sweep replaced by its first value."""
-    parser = OverridesParser.create()
-    first = []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            first.append(text)
-            continue
-        if override.is_discrete_sweep():
-            key = text.partition("=")[0]
-            first += [f"{key}={value!s}" for value in [*override.sweep_string_iterator()][:1]]
-        elif not override.is_sweep_override():
-            first.append(text)
-    return first
+        return normalise(loader, overrides, in_defaults, sweeping=True)[0]

@@ -105,7 +105,7 @@ def nearest(composed: Composed, path: str) -> Origin:
 
 def _picker(composed: Composed, step: Origin) -> str:
     """`conf/optim/adamw.yaml:4` was picked by what picked the option of the group `optim`."""
-    if step.typed or not step.where.partition(":")[0].endswith(".yaml"):
+    if step.typed or not step.where.rpartition(":")[0].endswith(".yaml"):
         return ""
     folder = step.where.rpartition("/")[0].rpartition("/")[2]
     return composed.pickers.get(folder, "")

@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tuneforge.compose import Composed, front, groups
+from tuneforge.compose import Composed
 from tuneforge.errors import TuneforgeError, did_you_mean
+from tuneforge.front import front, groups
 
 _HELP = """\
 tuneforge: composable fine-tuning of language models

@@ -10,7 +10,7 @@ from typing import Any
 
 from tuneforge.errors import Problem
 from tuneforge.interpolation import references
-from tuneforge.provenance import Origin
+from tuneforge.provenance import PLUGIN, Origin
 from tuneforge.schema import Config
 from tuneforge.schema.signature import read_signature
 
@@ -40,7 +40,7 @@ def keys_without_effect(config: Config, tree: Mapping[str, Any], origins: Mappin
 
 def set_by_user(origin: Origin) -> bool:
     """Whether it is an override or stands in a file of the user's own, rather than in one that ships."""
-    return not origin.where.startswith(("conf/", "default of "))
+    return not origin.where.startswith(("conf/", "default of ", PLUGIN))
 
 
 def _unused_hints(tree: Mapping[str, Any], origins: Mapping[str, Origin]) -> dict[str, str]:

@@ -15,8 +15,10 @@ from signal import SIGINT, SIGTERM
 from typing import Any
 
 from tuneforge.artifacts.folder import RunFolder, read_json
-from tuneforge.compose import Composed, structure
+from tuneforge.compose import Composed, structure, used_plugins
 from tuneforge.errors import EXIT_BUG
+from tuneforge.plugins import registry
+from tuneforge.plugins.discovery import discover
 from tuneforge.provenance import Origin
 from tuneforge.resume import Place
 from tuneforge.schema import Config
@@ -68,6 +70,7 @@ def pack(composed: Composed, place: Place) -> dict[str, Any]:
 def unpack(path: Path) -> tuple[Composed, Place]:
     """The opposite of `pack`, from its file."""
     packed = read_json(path)
+    registry.use(discover())
     origins = {k: Origin.of_dict(o) for k, o in packed["origins"].items()}
     composed = Composed(
         config=structure(Config, packed["tree"]),
@@ -78,6 +81,7 @@ def unpack(path: Path) -> tuple[Composed, Place]:
         run_dir=Path(packed["run_dir"]),
         pickers=packed["pickers"],
         config_dirs=tuple(map(Path, packed["config_dirs"])),
+        plugins=used_plugins(packed["choices"], packed["tree"]),
         base=Path(packed["base"]) if packed["base"] else None,
     )
     checkpoint = Path(packed["checkpoint"]) if packed["checkpoint"] else None

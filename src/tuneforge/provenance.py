@@ -13,6 +13,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 
 COMMAND_LINE = "command line: "
+PLUGIN = "plugin "
+"""What the places of a plugin's option files start with: `plugin NAME: /path/conf/method/x.yaml:3`."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def _find(loader: ConfigLoader, config_path: str) -> tuple[str, str] | None:
             file = resources.files(source.path.replace("/", ".")).joinpath(relative)
             return file.read_text(encoding="utf-8"), f"conf/{relative}"
         path = Path(source.path) / relative
-        return path.read_text(encoding="utf-8"), str(path)
+        owner = f"{source.provider}: " if source.provider.startswith(PLUGIN) else ""
+        return path.read_text(encoding="utf-8"), f"{owner}{path}"
     return None
 
 

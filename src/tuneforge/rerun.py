@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tuneforge.artifacts.folder import read_json
-from tuneforge.compose import Composed, compose, judge
+from tuneforge.compose import Composed, compose, judge, used_plugins
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.interpolation import lookup
 from tuneforge.provenance import Origin
@@ -134,6 +134,7 @@ def _repeated(kept: Kept, places: list[str], dirs: tuple[Path, ...]) -> Composed
     return dataclasses.replace(
         composed,
         choices=kept.record["choices"],
+        plugins=used_plugins(kept.record["choices"], tree),
         overrides=(*(o for o in kept.record["overrides"] if not _is_place(o)), *places),
         run_dir=outside.run_dir,
         pickers=kept.record.get("pickers", {}),
@@ -162,6 +163,13 @@ def _notes(kept: Kept, composed: Composed) -> list[str]:
     lines += [f"  {d}" for d in found]
     then, now = kept.record.get("versions", {}), versions()
     lines += [f"  {n} was {v} and is {now.get(n, 'not installed')}" for n, v in then.items() if now.get(n) != v]
+    present = {p.name: p.as_record() for p in composed.plugins}
+    for plugin in kept.record.get("plugins", ()):
+        is_now = present.get(plugin["name"])
+        if is_now is None:
+            lines.append(f"  plugin {plugin['name']} is not used any more")
+        elif is_now["sha256"] != plugin["sha256"]:
+            lines.append(f"  plugin {plugin['name']} {plugin['version']} has changed (now {is_now['version']})")
     return lines
 
 

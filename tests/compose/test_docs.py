@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tuneforge.cli import VERBS, _check_flags, _parser, run
-from tuneforge.compose import compose, first_of_sweep, front, groups
+from tuneforge.compose import compose
+from tuneforge.front import front, groups
+from tuneforge.overrides import first_of_sweep
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuneforge.compose import compose, front, groups
+from tuneforge.compose import compose
+from tuneforge.front import front, groups
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(p for p in CONF.rglob("*.yaml") if p.name != "config.yaml")

@@ -8,7 +8,14 @@ from helpers import SHORT
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_two_processes_train_as_one(command, method):
     # Adam's first updates are about lr * sign(gradient): a large rate blows rounding up into the next steps' gradients.
-    options = [*SHORT, f"method={method}", "task_recipe.dropout=0", "data.packing=false", "batch.effective=8", "optim.lr=2e-4"]
+    options = [
+        *SHORT,
+        f"method={method}",
+        "task_recipe.dropout=0",
+        "data.packing=false",
+        "batch.effective=8",
+        "optim.lr=2e-4",
+    ]
     one = command(*options, "batch.per_device=4")
     two = command(*options, "batch.per_device=2", "strategy=ddp", "trainer.devices=2")
     assert two.code == 0, two.err + two.out

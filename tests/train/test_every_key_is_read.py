@@ -15,7 +15,8 @@ import pytest
 from helpers import SHORT
 from tuneforge import compose as composing
 from tuneforge import targets
-from tuneforge.compose import compose, front, groups
+from tuneforge.compose import compose
+from tuneforge.front import front, groups
 from tuneforge.inert import FOR_TARGETS, HINTS
 from tuneforge.interpolation import references
 from tuneforge.schema.check import leaf_paths

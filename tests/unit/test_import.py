@@ -13,8 +13,9 @@ import yaml
 
 from tuneforge.commands.import_config import run
 from tuneforge.commands.request import Request
-from tuneforge.compose import compose, front, groups
+from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
+from tuneforge.front import front, groups
 from tuneforge.importers import common, shared
 from tuneforge.importers.common import dialects, translate
 from tuneforge.importers.translation import command_line, experiment, overrides

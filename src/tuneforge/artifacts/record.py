@@ -119,6 +119,7 @@ class Record:
                 "identity": identity(self.composed.tree),
                 "choices": self.composed.choices,
                 "overrides": [_mask_text(o) for o in self.composed.overrides],
+                "plugins": [p.as_record() for p in self.composed.plugins],
                 "config_dirs": [str(d.resolve()) for d in self.composed.config_dirs],
                 "pickers": self.composed.pickers,
                 "started_from": str(self.composed.base) if self.composed.base else None,

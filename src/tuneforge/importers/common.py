@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from tuneforge.compose import compose, front, groups
+from tuneforge.compose import compose
 from tuneforge.errors import Problem, TuneforgeError, near
+from tuneforge.front import front, groups
 from tuneforge.importers.translation import Left, Translation, hydra, overrides
 
 OFF: tuple[Any, ...] = (None, False, 0, "", "no", "none", "null", [], {})

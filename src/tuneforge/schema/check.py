@@ -17,7 +17,7 @@ from tuneforge.schema.signature import (
     read_signature,
 )
 from tuneforge.schema.types import Range
-from tuneforge.targets import why_untrusted
+from tuneforge.targets import why_borrowed, why_untrusted
 
 ROOT = NodeType("tuneforge.schema.Config")
 TARGET = "_target_"
@@ -103,6 +103,10 @@ class _Walk:
             signature = read_signature(target)
         except UnreadableTargetError as error:
             self.report("target-not-found", where, f"{target} cannot be found: {error}")
+            return True
+        borrowed = why_borrowed(signature)
+        if borrowed:
+            self.report("untrusted-target", where, borrowed)
             return True
         for name, option in signature.fields.items():
             known = fields.get(name)

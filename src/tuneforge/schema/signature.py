@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from tuneforge.plugins import registry
 from tuneforge.schema import types
 
 MISSING: Any = type("MISSING", (), {"__repr__": lambda _: "MISSING"})()
@@ -77,6 +78,8 @@ class Signature:
     fields: Mapping[str, Field]
     num_objects: int = 0
     """How many positional arguments the code passes in."""
+    home: str = ""
+    """The module that defines it, which is another than `target` says where that only imports it."""
     accepts_any: bool = False
     """It takes `**kwargs`, so unknown names cannot be refused from here."""
     pluggable: bool = False
@@ -129,7 +132,11 @@ def _locate(target: str, depth: int = 0) -> tuple[_Module, ast.stmt]:
 @functools.cache
 def _read_module(name: str) -> _Module:
     path = _source_of(name)
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError, OSError) as error:
+        line = getattr(error, "lineno", None)
+        raise UnreadableTargetError(f"{path}{f':{line}' if line else ''} cannot be read: {error}") from error
     is_package = path.name == "__init__.py"
     names: dict[str, ast.stmt] = {}
     imports: dict[str, str] = {}
@@ -162,20 +169,29 @@ def _imports_of(node: ast.stmt, module: str, is_package: bool) -> dict[str, str]
 def _source_of(module: str) -> Path:
     """The file of a module. Only the top-level package is looked up by the import system: no parent is imported."""
     top, *rest = module.split(".")
+    origin = _init_of(top)
+    if not rest:
+        return origin
+    # Only tuneforge.conf lies elsewhere (editable installs map it); no target lives there.
+    base = origin.parent.joinpath(*rest)
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    raise UnreadableTargetError(f"there is no module {module!r}")
+
+
+def _init_of(top: str) -> Path:
+    """The `__init__.py` of a top-level package, or the file of a top-level module."""
+    dropped = registry.package_dir(top)
+    if dropped is not None:
+        return dropped / "__init__.py"
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError) as error:
         raise UnreadableTargetError(f"package {top!r} cannot be found: {error}") from error
     if spec is None or spec.origin is None:
         raise UnreadableTargetError(f"there is no package {top!r}")
-    if not rest:
-        return Path(spec.origin)
-    # Only tuneforge.conf lies elsewhere (editable installs map it); no target lives there.
-    base = Path(spec.origin).parent.joinpath(*rest)
-    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    raise UnreadableTargetError(f"there is no module {module!r}")
+    return Path(spec.origin)
 
 
 def _of_class(target: str, module: _Module, node: ast.ClassDef) -> Signature:
@@ -192,7 +208,7 @@ def _of_class(target: str, module: _Module, node: ast.ClassDef) -> Signature:
     if _is_dataclass(node):
         fields.update(_dataclass_fields(module, node))
     accepts_any = any(s.accepts_any for s in inherited)
-    return Signature(target, fields, accepts_any=accepts_any, pluggable=pluggable)
+    return Signature(target, fields, home=module.name, accepts_any=accepts_any, pluggable=pluggable)
 
 
 def _try_read(target: str) -> Signature | None:
@@ -240,7 +256,7 @@ def _of_function(target: str, module: _Module, node: ast.FunctionDef, doc: str) 
         )
         for a, d in options
     }
-    return Signature(target, fields, num_objects, accepts_any=args.kwarg is not None)
+    return Signature(target, fields, num_objects, module.name, accepts_any=args.kwarg is not None)
 
 
 def _parameter_doc(doc: str, name: str) -> str:
@@ -334,3 +350,7 @@ class _Types:
         if isinstance(node, ast.Call) and _dotted(node.func).endswith("Range"):
             return types.Range(**{str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
         return None
+
+
+registry.on_change(read_signature.cache_clear)
+registry.on_change(_read_module.cache_clear)

@@ -1,0 +1,76 @@
+"""Our door to Hydra: its loader over our option files, the plugins' and the user's, and what can be chosen there."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import initialize_config_module
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+
+from tuneforge.errors import TuneforgeError
+from tuneforge.plugins import registry
+from tuneforge.plugins.discovery import discover
+from tuneforge.provenance import PLUGIN
+
+CONFIG_MODULE = "tuneforge.conf"
+CONFIG_NAME = "config"
+
+
+class _MoreSources(SearchPathPlugin):
+    """Appends the plugins' configs and the folders of --config-dir; never prepends: nothing of ours is shadowed."""
+
+    sources: tuple[tuple[str, Path], ...] = ()
+    """Provider and folder."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for provider, folder in self.sources:
+            search_path.append(provider, f"file://{folder}")
+
+
+@contextmanager
+def front(config_dirs: Sequence[Path] = ()) -> Iterator[ConfigLoader]:
+    """Hydra's loader over our option files, the plugins' and those of `config_dirs`."""
+    missing = [d for d in config_dirs if not d.is_dir()]
+    if missing:
+        raise TuneforgeError(
+            "no-config-dir",
+            f"--config-dir {missing[0]}: there is no such folder",
+            fix=f"looked at {missing[0].resolve()}",
+        )
+    registry.use(discover())
+    _MoreSources.sources = (
+        *((f"{PLUGIN}{p.name}", p.conf) for p in registry.healthy() if p.conf is not None),
+        *(("config-dir", d.resolve()) for d in config_dirs),
+    )
+    plugins = Plugins.instance()
+    if _MoreSources not in plugins.discover(SearchPathPlugin):
+        plugins.register(_MoreSources)
+    # A job of a sweep composes inside of Hydra's own main, whose state must be there again afterwards.
+    outer = Singleton.get_state() if GlobalHydra.instance().is_initialized() else None
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(CONFIG_MODULE, job_name="tuneforge"):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        if outer is not None:
+            Singleton.set_state(outer)
+
+
+def groups(loader: ConfigLoader) -> dict[str, list[str]]:
+    """Group -> its options, of every folder on the search path."""
+    found = {g: loader.get_group_options(g) for g in loader.list_groups("") if g != "hydra" and not g.startswith("_")}
+    return {g: options for g, options in found.items() if options}
+
+
+@functools.cache
+def groups_in_defaults() -> frozenset[str]:
+    """Groups of which every run has an option. Ours alone say so: a folder of the user's cannot shadow config.yaml."""
+    with front() as loader:
+        return frozenset(loader.compute_defaults_list(CONFIG_NAME, [], RunMode.RUN).overrides.known_choices)

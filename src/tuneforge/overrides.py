@@ -1,0 +1,130 @@
+"""What was typed, as Hydra takes it: choices of options as they are, values forced into the tree for `schema.check`."""
+
+from collections.abc import Mapping, Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from tuneforge.errors import Problem, did_you_mean
+from tuneforge.front import groups
+from tuneforge.plugins import registry
+
+
+def normalise(
+    loader: ConfigLoader, overrides: Sequence[str], in_defaults: frozenset[str], sweeping: bool = False
+) -> tuple[list[str], list[Override], list[Problem]]:
+    """Overrides as Hydra takes them, the value overrides among them, and the problems of those left out."""
+    known = groups(loader)
+    lines: list[str] = []
+    values: list[Override] = []
+    problems: list[Problem] = []
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            fix = (
+                ""
+                if "=" in text
+                else "an override is written key=value; run `python -m tuneforge --help` for the verbs"
+            )
+            problems.append(
+                Problem(
+                    "unreadable-override",
+                    f"cannot read the argument {text!r}",
+                    fix=fix or "quote special characters: 'key=\"a,b\"'",
+                )
+            )
+            continue
+        problem = _group_problem(override, known) or (None if sweeping else _sweep_problem(override))
+        if problem:
+            problems.append(problem)
+        elif is_hydra(override) or override.is_delete() or override.is_list_extend():
+            lines.append(text)
+        elif override.key_or_group in known and (
+            override.is_sweep_override() or not isinstance(override.value(), dict)
+        ):
+            prefix = "" if override.key_or_group in in_defaults else "+"
+            lines.append(prefix + text.lstrip("+"))
+        else:
+            lines.append("++" + text.lstrip("+"))
+            values.append(parser.parse_override(lines[-1]))
+    return lines, values, problems
+
+
+def _group_problem(override: Override, known: Mapping[str, list[str]]) -> Problem | None:
+    group = override.key_or_group
+    if "/" in group and not is_hydra(override) and group not in known:
+        return Problem(
+            "unknown-group",
+            "there is no such config group",
+            group,
+            f"command line: {override.input_line}",
+            did_you_mean(group, known),
+        )
+    if group not in known or override.is_delete() or override.is_sweep_override():
+        return None
+    chosen = override.value()
+    if chosen is None:
+        origin = f"command line: {override.input_line}"
+        return Problem(
+            "no-option", "a run needs an option of this group", group, origin, f"options: {', '.join(known[group])}"
+        )
+    for option in chosen if isinstance(chosen, list) else [chosen]:
+        if option is not None and not isinstance(option, dict) and str(option) not in known[group]:
+            broken = option_of_broken_plugin(group, str(option), f"command line: {override.input_line}")
+            return broken or Problem(
+                "unknown-option",
+                f"there is no option {str(option)!r} in this group",
+                group,
+                f"command line: {override.input_line}",
+                did_you_mean(str(option), known[group]),
+            )
+    return None
+
+
+def _sweep_problem(override: Override) -> Problem | None:
+    if not override.is_sweep_override():
+        return None
+    return Problem(
+        "several-values",
+        "several values need --multirun",
+        override.key_or_group,
+        f"command line: {override.input_line}",
+        f"add -m to try each, or write a list as {override.key_or_group}=[...]",
+    )
+
+
+def option_of_broken_plugin(group: str, option: str, origin: str = "") -> Problem | None:
+    """The problem of choosing an option that only a broken plugin has; None when none has it."""
+    for plugin in registry.plugins():
+        if plugin.troubles and option in plugin.options.get(group, ()):
+            trouble = plugin.troubles[0]
+            message = f"{option!r} comes from {plugin.label}, which is broken: {trouble.cause}"
+            return Problem("plugin-broken", message, group, origin, trouble.mend)
+    return None
+
+
+def is_hydra(override: Override) -> bool:
+    """Whether it is about Hydra itself."""
+    return override.key_or_group == "hydra" or override.key_or_group.startswith(("hydra.", "hydra/"))
+
+
+def first_of_sweep(overrides: Sequence[str]) -> list[str]:
+    """The overrides with each sweep replaced by its first value."""
+    parser = OverridesParser.create()
+    first = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            first.append(text)
+            continue
+        if override.is_discrete_sweep():
+            key = text.partition("=")[0]
+            first += [f"{key}={value!s}" for value in [*override.sweep_string_iterator()][:1]]
+        elif not override.is_sweep_override():
+            first.append(text)
+    return first
