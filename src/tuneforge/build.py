@@ -22,7 +22,7 @@ from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler
 from tuneforge.data.encode import Encoded, encode
 from tuneforge.data.source import Source
 from tuneforge.data.template import choose_template
-from tuneforge.errors import TuneforgeError
+from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.machine import Machine, compare, detect
 from tuneforge.models import check_weights, load_config, load_tokenizer, max_positions
 from tuneforge.plan.shape import ModelShape, Trainable
@@ -49,8 +49,13 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     architecture, tokenizer = load_config(config.model), load_tokenizer(config.model)
     _refuse_what_cannot_work(config, tree, machine, architecture.to_dict())
     template = choose_template(tokenizer, config.model.chat_template)
-    if rows.format in ("alpaca", "chat"):
+    if any(example.messages for example in rows.train[:1]):
         say(template)
+    elif config.model.chat_template != "auto":
+        problem = Problem(
+            "no-effect", "has no effect in this run: its rows are no conversations", "model.chat_template"
+        )
+        warn(problem)
     max_length = settle_length(config.data.max_length, max_positions(architecture))
     options: dict[str, Any] = {
         "train_on": config.data.train_on, "max_length": max_length, "overlong": config.data.overlong,
@@ -62,7 +67,9 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     method = make(tree["method"])
     costs = None if isinstance(config.batch.per_device, int) else estimable(architecture.to_dict(), tree["method"])
     settled = settle(config, machine, train_rows, max_length, costs)
-    return Context(config, tree, machine, settled, folder, tokenizer, architecture, method, train_rows, eval_rows)
+    return Context(
+        config, tree, machine, settled, folder, tokenizer, architecture, method, train_rows, eval_rows, tuple(rows.eval)
+    )
 
 
 def _refuse_what_cannot_work(

@@ -50,6 +50,12 @@ VERBS = {
         ("--from", "--why", "--diff", "--json"),
         "RUN",
     ),
+    "plugins": Verb(
+        "which plugins there are and what they add; new NAME --kind KIND writes one, check DIR tries one",
+        "plugins",
+        ("--json", "--kind"),
+        "new NAME, check DIR",
+    ),
     "doctor": Verb(
         "what this machine can run, and the command that mends what is missing; --rules: what cannot go together",
         "doctor",
@@ -122,6 +128,7 @@ def _parser() -> _Parser:
     parser.add_argument("--why", metavar="KEY")
     parser.add_argument("--diff", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--rules", action="store_true")
+    parser.add_argument("--kind", default="method")
     parser.add_argument("--out", type=Path, metavar="FILE")
     return parser
 

@@ -7,6 +7,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tuneforge.artifacts.folder import RunFolder
 from tuneforge.data.batches import Rows
+from tuneforge.data.formats import Example
 from tuneforge.machine import Machine
 from tuneforge.schema import Config
 from tuneforge.settle import Settled
@@ -28,3 +29,5 @@ class Context:
     """The built method: `quantization_config(dtype)`, `apply(model, adapter)`, `trains_base`."""
     train_rows: Rows
     eval_rows: Rows
+    eval_examples: tuple[Example, ...] = ()
+    """The held-out examples before they became tokens, for metrics of an objective's own."""

@@ -8,9 +8,10 @@ is asked again by `device_problems` and `architecture_problems` when it is known
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tuneforge.errors import Problem
+from tuneforge.errors import Problem, did_you_mean
 from tuneforge.schema import Config
-from tuneforge.schema.signature import read_signature
+from tuneforge.schema.signature import UnreadableTargetError, read_signature
+from tuneforge.targets import why_borrowed, why_untrusted
 
 Rule = Callable[[Config, Mapping[str, Any]], Problem | None]
 _RULES: list[Rule] = []
@@ -122,6 +123,24 @@ def a_path_has_a_reader(config: Config, tree: Mapping[str, Any]) -> Problem | No
         key,
         fix="add data=file, or drop the path",
     )
+
+
+@rule
+def the_format_is_there(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """`data.format` is one of ours, or a function of a trusted package."""
+    wanted = config.data.format
+    known = ("auto", "alpaca", "chat", "prompt_completion", "text")
+    if wanted in known:
+        return None
+    if "." not in wanted:
+        message = f"must be {' or '.join(map(repr, known))}, or the dotted path of a function, got {wanted!r}"
+        return Problem("unknown-format", message, "data.format", fix=did_you_mean(wanted, known))
+    refusal = why_untrusted(wanted)
+    try:
+        refusal = refusal or why_borrowed(read_signature(wanted))
+    except UnreadableTargetError as error:
+        refusal = f"{wanted} cannot be found: {error}"
+    return Problem("unknown-format", refusal, "data.format", fix=f"or one of {', '.join(known)}") if refusal else None
 
 
 @rule

@@ -1,6 +1,6 @@
 """Which `_target_`s a config may name: tuneforge, its plugins, and library objects by their exact name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.errors import HydraException
@@ -58,17 +58,26 @@ def make(node: Mapping[str, Any], *objects: Any) -> Any:
     Raises:
         TuneforgeError: the code of a plugin cannot be imported.
     """
-    from hydra.utils import instantiate
-
     target = node["_target_"]
-    package = target.partition(".")[0]
     signature = read_signature(target)
     options = {k: v for k, v in node.items() if k in signature.fields or (signature.accepts_any and k != "_target_")}
+    return load(target)(*objects[: signature.num_objects], **options)
+
+
+def load(target: str) -> Callable[..., Any]:
+    """The class or function of this name, imported.
+
+    Raises:
+        TuneforgeError: the code of a plugin cannot be imported.
+    """
+    from hydra.utils import instantiate
+
+    package = target.partition(".")[0]
     whitelist = [f"{trusted}.*" for trusted in trusted_packages()] + sorted(TRUSTED_NAMES)
     registry.make_importable(package)
     try:
         # `_partial_` hands back the callable, so that our objects never pass through a config.
-        call = instantiate({"_target_": target, "_partial_": True}, _execution_whitelist_=whitelist)
+        call: Callable[..., Any] = instantiate({"_target_": target, "_partial_": True}, _execution_whitelist_=whitelist)
     except HydraException as error:
         owner = registry.owner_of(package)
         if owner is None:
@@ -78,7 +87,7 @@ def make(node: Mapping[str, Any], *objects: Any) -> Any:
             f"{target} of {owner.label} cannot be imported: {_reason(error)}",
             fix=f"tuneforge plugins check {owner.origin}",
         ) from error
-    return call(*objects[: signature.num_objects], **options)
+    return call
 
 
 def _reason(error: BaseException) -> str:

@@ -5,9 +5,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 
 from tuneforge.data.encode import IGNORE, Document
+from tuneforge.generation import generate
 
 
 @dataclass
@@ -25,7 +25,6 @@ class SampleAnswers(pl.Callback):
     def __init__(self) -> None:
         self.samples: list[Sample] = []
 
-    @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Generate on the first process."""
         context = pl_module.context
@@ -36,19 +35,9 @@ class SampleAnswers(pl.Callback):
 
     def _answer(self, module: Any, prompt: Any, wanted: Any) -> Sample:
         tokenizer, settings = module.context.tokenizer, module.context.config.samples
-        ids = torch.from_numpy(prompt)[None].to(module.device)
-        generated = module.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=sorted({tokenizer.eos_token_id, int(wanted[-1])}),
-            use_cache=True,
-        )
-        answer = generated[0, ids.shape[1] :]
-        texts = (tokenizer.decode(t, skip_special_tokens=True).strip() for t in (prompt, wanted, answer))
-        return Sample(*texts)
+        (answer,) = generate(module, [prompt], settings.max_new_tokens, stop=[int(wanted[-1])])
+        texts = [tokenizer.decode(t, skip_special_tokens=True).strip() for t in (prompt, wanted)]
+        return Sample(texts[0], texts[1], answer)
 
     def take(self) -> list[dict[str, str]]:
         """The samples of the last evaluation, as plain objects."""

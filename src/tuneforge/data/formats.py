@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from tuneforge.data.rows import Row, first_few, kind_of
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean, near
+from tuneforge.targets import load
 
 CHAT_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
@@ -65,13 +66,15 @@ class RowError(ValueError):
 
 def recognise(rows: Sequence[Row], wanted: str = "auto") -> str:
     """The format of the rows: `wanted` if their columns allow it; with "auto", the one format that they fit."""
-    if wanted != "auto" and wanted not in _FORMATS:
+    if wanted != "auto" and wanted not in _FORMATS and "." not in wanted:
         hint = did_you_mean(wanted, ["auto", *_FORMATS])
         raise TuneforgeError("unknown-format", f"unknown format {wanted!r}", path="data.format", fix=hint)
     if not rows:
         raise TuneforgeError(
             "no-rows", "the data has no rows", path="data.path", fix="name a source with at least one row"
         )
+    if "." in wanted:
+        return wanted  # a function of a plugin's: it judges each row itself
     columns = dict.fromkeys(name for row in rows[:_LOOK] for name in row.fields)
     considered = list(_FORMATS) if wanted == "auto" else [wanted]
     fitting = [name for name in considered if _FORMATS[name].fits(columns)]
@@ -127,9 +130,10 @@ def convert(
     """Every row as an example. Bad rows are one error, or with on_bad="skip" are left out and returned as problems."""
     examples: list[Example] = []
     bad: list[Problem] = []
+    to_example: Callable[[Mapping[str, Any]], Example] = load(format) if "." in format else _FORMATS[format].convert
     for row in rows:
         try:
-            example = _FORMATS[format].convert(row.fields)
+            example = to_example(row.fields)
         except RowError as reason:
             bad.append(Problem("bad-rows", str(reason), "data.path", row.origin))
             continue

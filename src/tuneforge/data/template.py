@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneforge.data.formats import Example
 from tuneforge.errors import TuneforgeError, did_you_mean
+from tuneforge.plugins import registry
 
 # A plain template for tokenizers without one. Every answer ends in EOS, or the tuned model would never stop.
 PLAIN = (
@@ -57,13 +58,15 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
             )
         tokenizer.chat_template = NAMED[wanted]
         return f"chat template: {wanted}"
-    file = Path(wanted)
+    package, colon, name = wanted.partition(":")
+    shipped = registry.package_dir(package) if colon else None
+    file = shipped / name if shipped else Path(wanted)
     if not file.is_file():
         raise TuneforgeError(
             "unknown-template",
             f"{wanted!r} is neither a name nor a file",
             path="model.chat_template",
-            fix=did_you_mean(wanted, ["auto", *NAMED]) + ", or the path of a Jinja file",
+            fix=did_you_mean(wanted, ["auto", *NAMED]) + ", or the path of a Jinja file, or PACKAGE:FILE of a plugin",
         )
     tokenizer.chat_template = file.read_text(encoding="utf-8")
     return f"chat template: {file}"

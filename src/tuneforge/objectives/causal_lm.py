@@ -91,8 +91,14 @@ class CausalLM(pl.LightningModule):
             keep = torch.zeros_like(keep)
             keep[0, 0] = True
             return self._logits(batch, keep).sum() * 0.0
-        logits = self._logits(batch, keep)
-        return cross_entropy(logits.float(), batch["labels"][keep], reduction="sum")
+        return self.loss_of_logits(self._logits(batch, keep).float(), batch["labels"][keep], batch)
+
+    def loss_of_logits(self, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+        """Summed loss of the supervised tokens: logits [tokens, vocabulary] in fp32, labels [tokens]; shape [].
+
+        For objectives that change the loss and keep the rest.
+        """
+        return cross_entropy(logits, labels, reduction="sum")
 
     def _logits(self, batch: Batch, keep: Tensor) -> Tensor:
         """Logits at the kept positions alone; shape [kept, vocabulary]."""

@@ -26,8 +26,8 @@ class Data(Pluggable):
 
     path: str | None = None
     """File, folder or glob, for sources that read one."""
-    format: Literal["auto", "alpaca", "chat", "prompt_completion", "text"] = "auto"
-    """auto: recognised from the columns."""
+    format: Literal["auto", "alpaca", "chat", "prompt_completion", "text"] | str = "auto"
+    """auto: recognised from the columns. A plugin's own: the dotted path of a function from a row to an example."""
     on_bad: Literal["error", "skip"] = "error"
     """A row that does not fit the format stops the run, or is left out and counted."""
     max_length: Literal["auto"] | PositiveInt = "auto"

@@ -30,4 +30,5 @@ class Model:
     """Multiplies the method's learning rate. Methods' rates are for models thousands of units wide; with Adam the best
     rate falls as one over the width (arXiv 2203.03466)."""
     chat_template: str = "auto"
-    """auto: the tokenizer's own, else `plain`; or `plain`, `chatml`, or the path of a Jinja file."""
+    """auto: the tokenizer's own, else `plain`; or `plain`, `chatml`, or the path of a Jinja file; `PACKAGE:FILE` is one
+    that lies in a plugin's package."""
