@@ -10,6 +10,8 @@ from helpers import ARCHITECTURES, Ran, make_model_folder
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The repository's own plugins/ lies in the working directory; tests that want plugins say so.
+os.environ["TUNEFORGE_PLUGINS"] = "off"
 
 
 @pytest.fixture

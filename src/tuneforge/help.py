@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from tuneforge.compose import Composed
 from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.front import front, groups
+from tuneforge.plugins import registry
+from tuneforge.plugins.plugin import Plugin
 
 _HELP = """\
 tuneforge: composable fine-tuning of language models
@@ -30,7 +32,7 @@ verbs:
 
 groups and their options (a run picks one of each):
 {groups}
-
+{plugins}
 keys people set most:
   model.path=ID|FOLDER      data.path=FILE          data.max_length=N        method.r=N
   optim.lr=X                batch.effective=N       batch.per_device=N       trainer.max_steps=N
@@ -64,7 +66,22 @@ def help_text(verbs: Mapping[str, str], config_dirs: Sequence[Path]) -> str:
         textwrap.fill(what, 116, initial_indent=f"  {name:<8} ", subsequent_indent=" " * 11)
         for name, what in verbs.items()
     )
-    return _HELP.format(verbs=said, groups=listing)
+    return _HELP.format(verbs=said, groups=listing, plugins=_of_plugins())
+
+
+def _of_plugins() -> str:
+    """Which of the options above are a plugin's, one line a plugin."""
+    found = registry.plugins()
+    lines = [
+        f"  {p.name} {p.version}  "
+        + ("broken, see `tuneforge plugins`" if p.troubles else " ".join(f"{g}={o}" for g, o in _pairs(p)))
+        for p in found
+    ]
+    return "\n".join(["", "of plugins:", *lines, ""]) if found else ""
+
+
+def _pairs(plugin: Plugin) -> list[tuple[str, str]]:
+    return [(group, option) for group, options in plugin.options.items() for option in options]
 
 
 def config_text(composed: Composed, package: str | None) -> str:
