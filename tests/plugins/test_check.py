@@ -35,16 +35,7 @@ def test_every_kind_that_new_writes_trains(here, kind):
 def test_what_new_writes_has_a_test_of_its_own_and_passes_lint(here):
     assert run(["plugins", "new", "my-method"]) == 0
     folder = here / "plugins" / "my-method"
-    command = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "check",
-        "--isolated",
-        "--select=E,F,W,B",
-        "--line-length=120",
-        str(folder),
-    ]
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length=120", "--select=E,F,W,B"]
     done = subprocess.run([*ruff, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "check_plugin" in (folder / "tests" / "test_plugin.py").read_text()
