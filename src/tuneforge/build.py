@@ -66,7 +66,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     check_labels(train.documents, tokenizer, config.data.train_on)
     method = make(tree["method"])
     costs = None if isinstance(config.batch.per_device, int) else estimable(architecture.to_dict(), tree["method"])
-    settled = settle(config, machine, train_rows, max_length, costs)
+    settled = settle(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
     return Context(
         config, tree, machine, settled, folder, tokenizer, architecture, method, train_rows, eval_rows, tuple(rows.eval)
     )

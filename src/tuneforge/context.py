@@ -9,6 +9,7 @@ from tuneforge.artifacts.folder import RunFolder
 from tuneforge.data.batches import Rows
 from tuneforge.data.formats import Example
 from tuneforge.machine import Machine
+from tuneforge.methods.base import Method
 from tuneforge.schema import Config
 from tuneforge.settle import Settled
 
@@ -25,8 +26,8 @@ class Context:
     folder: RunFolder
     tokenizer: PreTrainedTokenizerBase
     architecture: PretrainedConfig
-    method: Any
-    """The built method: `quantization_config(dtype)`, `apply(model, adapter)`, `trains_base`."""
+    method: Method
+    """The built method."""
     train_rows: Rows
     eval_rows: Rows
     eval_examples: tuple[Example, ...] = ()

@@ -59,7 +59,7 @@ def export(context: Context, module: Any) -> None:
     folder = context.folder.result(is_adapter)
     temporary = folder.with_name(f".{folder.name}.tmp")
     model = module.model if is_adapter else module.model.to(getattr(torch, context.settled.base_dtype))
-    model.save_pretrained(temporary)
+    context.method.save(model, temporary)
     context.tokenizer.save_pretrained(temporary)
     if folder.exists():
         shutil.rmtree(folder)  # left by this run before it was interrupted between here and its end

@@ -19,6 +19,18 @@ _RULES: list[Rule] = []
 QUANTISED_STRATEGIES = ("auto", "single", "ddp")
 """Strategies under which a 4-bit base gives the losses of a single process (tests/distributed)."""
 
+WITHOUT_ADAPTER = ("full", "freeze")
+"""Methods that train the base's own weights."""
+
+NOT_ON_CONV1D = {
+    "loha": "LoHa has no layer for it",
+    "lokr": "LoKr has no layer for it",
+    "olora": "OLoRA decomposes it the wrong way round",
+}
+"""Methods that PEFT 0.21 cannot put on Conv1D layers, and why (tests/methods tries them)."""
+CONV1D = frozenset({"gpt2", "imagegpt", "openai-gpt"})
+"""transformers' `model_type`s whose linear layers are Conv1D, with transposed weights."""
+
 RECURRENT = frozenset(
     {
         *("bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "mamba", "mamba2", "minimax"),
@@ -82,11 +94,11 @@ def adapters_need_pretrained_weights(config: Config, tree: Mapping[str, Any]) ->
 @rule
 def a_continued_adapter_has_its_method(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """`model.adapter` continues an adapter; a method that trains none cannot use it."""
-    if config.model.adapter is None or config.method.name != "full":
+    if config.model.adapter is None or config.method.name not in WITHOUT_ADAPTER:
         return None
     return Problem(
         "adapter-without-method",
-        "model.adapter continues from an adapter, and method=full trains none",
+        f"model.adapter continues from an adapter, and method={config.method.name} trains none",
         "model.adapter",
         fix="use the method that made the adapter (adapter_config.json names it), or drop model.adapter",
     )
@@ -103,6 +115,46 @@ def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, An
         "losses with one",
         "strategy",
         fix=f"use strategy={' or '.join(QUANTISED_STRATEGIES)}, or method=lora",
+    )
+
+
+@rule
+def a_rewritten_base_is_unquantised(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """PiSSA and OLoRA move part of the base into the adapter, which a quantised base cannot give."""
+    init = tree["method"].get("init_lora_weights", "default")
+    if not is_quantised(tree) or not str(init).startswith(("pissa", "olora")):
+        return None
+    return Problem(
+        "rewritten-quantised-base",
+        f"is {init}, which rewrites the base, and method={config.method.name} quantises it",
+        "method.init_lora_weights",
+        fix=f"use method={str(init).partition('_')[0]}, or drop the key",
+    )
+
+
+@rule
+def prompts_are_not_packed(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Prompt methods ignore positions: documents of a packed row would see each other."""
+    if "num_virtual_tokens" not in tree["method"] or not config.data.packing:
+        return None
+    return Problem(
+        "prompt-packing",
+        f"packs documents, and method={config.method.name} puts virtual tokens before the first and ignores positions",
+        "data.packing",
+        fix="set data.packing=false, or use another method",
+    )
+
+
+@rule
+def prefixes_are_not_recomputed(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Prefix tuning travels in the cache, which recomputing a layer would fill twice."""
+    if config.method.name != "prefix_tuning" or config.trainer.gradient_checkpointing is not True:
+        return None
+    return Problem(
+        "prefix-checkpointing",
+        "recomputes layers, and method=prefix_tuning puts its prefix into their cache",
+        "trainer.gradient_checkpointing",
+        fix="set it to auto, or use method=prompt_tuning",
     )
 
 
@@ -282,6 +334,10 @@ def architecture_problems(config: Config, architecture: Mapping[str, Any], metho
     if config.data.packing and kind in RECURRENT:
         message = f"packs documents into rows, and {kind} carries a state from one document into the next"
         found.append(Problem("packing-leaks", message, "data.packing", fix="set data.packing=false"))
+    if kind in CONV1D and config.method.name in NOT_ON_CONV1D:
+        why = NOT_ON_CONV1D[config.method.name]
+        message = f"method={config.method.name} cannot change {kind}, whose linear layers are Conv1D: {why}"
+        found.append(Problem("method-not-for-model", message, "method", fix="use method=lora"))
     quantised = architecture.get("quantization_config")
     if quantised and (is_quantised({"method": method}) or "r" not in method):
         how = dict(quantised).get("quant_method", "some way")
@@ -293,4 +349,4 @@ def architecture_problems(config: Config, architecture: Mapping[str, Any], metho
 
 def is_quantised(tree: Mapping[str, Any]) -> bool:
     """Whether the method quantises the base: those that do have an option for how."""
-    return "double_quant" in tree["method"]
+    return "double_quant" in tree["method"] or "int8_threshold" in tree["method"]

@@ -71,7 +71,9 @@ def base_dtype(config: Config, precision_name: str) -> str:
     return {"bf16": "bfloat16", "16": "float16", "32": "float32"}[precision_name.split("-", maxsplit=1)[0]]
 
 
-def settle(config: Config, machine: Machine, rows: Rows, max_length: int, costs: Costs | None) -> Settled:
+def settle(
+    config: Config, machine: Machine, rows: Rows, max_length: int, costs: Costs | None, *, may_checkpoint: bool = True
+) -> Settled:
     """Batch, steps and precision of the run; `costs` is needed for `batch.per_device=auto` alone.
 
     Raises:
@@ -80,7 +82,7 @@ def settle(config: Config, machine: Machine, rows: Rows, max_length: int, costs:
     compute = precision(config, machine)
     checkpointing = config.trainer.gradient_checkpointing
     if checkpointing == "auto":
-        checkpointing = machine.kind != "cpu"
+        checkpointing = may_checkpoint and machine.kind != "cpu"
     wanted = _rows_per_step(config, rows)
     if isinstance(config.batch.per_device, int):
         per_device = config.batch.per_device

@@ -22,7 +22,10 @@ OPTIONS = {
         *("l40s", "mi300x", "mps", "rtx3090", "rtx4090", "t4"),
     ],
     "logger": ["default", "none"],
-    "method": ["full", "lora", "qlora"],
+    "method": [
+        *("adalora", "dora", "fourierft", "freeze", "full", "ia3", "loha", "lokr", "lora", "lora_plus", "olora"),
+        *("p_tuning", "pissa", "prefix_tuning", "prompt_tuning", "qdora", "qlora", "qlora_8bit", "rslora", "vera"),
+    ],
     "model": ["hf", "tiny"],
     "optim": ["adamw", "paged_adamw_8bit"],
     "scheduler": ["constant", "cosine", "linear"],
@@ -34,7 +37,7 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 34
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 51
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")

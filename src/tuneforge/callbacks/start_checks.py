@@ -88,7 +88,8 @@ class StartChecks(pl.Callback):
         if documents is None:
             return
         error = packing_error(module.model, documents, module.device)
-        limit = 1e-4 if module.context.settled.precision == "32-true" else 2e-2
+        context = module.context
+        limit = 1e-4 if context.settled.precision == "32-true" and context.method.exact else 2e-2
         if error > limit:
             raise TuneforgeError(
                 "packing-leaks",

@@ -1,18 +1,25 @@
-"""LoRA: low-rank adapters beside frozen linear layers (arXiv 2106.09685)."""
+"""LoRA (arXiv 2106.09685), low-rank adapters beside frozen linear layers, and relatives that differ by an option."""
 
+import tempfile
+import warnings
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.schema.types import PositiveInt, Probability
+from tuneforge.methods.base import TargetedMethod, linear_modules, transposed
+from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
+
+INITIAL = "tuneforge_initial"
+"""Where a model with a rewritten base keeps the adapter that it started from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora:
+class Lora(TargetedMethod):
     """Adapters of rank `r`; the base is frozen."""
 
     r: PositiveInt = 16
@@ -21,40 +28,111 @@ class Lora:
     """The update is scaled by lora_alpha / r."""
     lora_dropout: Probability = 0.0
     """Dropout on the adapter's input."""
-    target_modules: str | list[str] = "all-linear"
-    """all-linear (every linear layer but the head), or names of linear modules."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the base are trained too; any but none changes the base when the adapter is off."""
+    use_dora: bool = False
+    """Train magnitude and direction apart (DoRA, arXiv 2402.09353)."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r), so that high ranks learn as fast (arXiv 2312.03732)."""
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"] = "default"
+    """How adapters start. pissa and olora put the base's own main directions into them, and rewrite the base."""
+    rank_pattern: dict[str, PositiveInt] | None = None
+    """Module name or pattern -> its own rank."""
+    alpha_pattern: dict[str, PositiveInt] | None = None
+    """Module name or pattern -> its own alpha."""
+    lr_ratio: PositiveFloat = 1.0
+    """Learning rate of the B matrices over that of the A matrices (LoRA+, arXiv 2402.12354)."""
 
-    trains_base = False
-    """Whether the base's own weights are trained: if so they are kept in fp32."""
-
-    def quantization_config(self, dtype: torch.dtype) -> Any:
-        """How the base is quantised while it loads; None: not at all."""
-        return None
-
-    def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PeftModel:
-        """The model with new adapters, or with those of the folder `adapter` to go on from. Adapters are fp32.
-
-        Raises:
-            TuneforgeError: `target_modules` matches nothing, or `adapter` cannot be loaded on this base.
-        """
-        try:
-            if adapter is not None:
-                return PeftModel.from_pretrained(model, adapter, is_trainable=True)
-            return get_peft_model(model, self._config())
-        except (ValueError, RuntimeError, OSError) as error:
-            first = str(error).strip().splitlines()[0]
-            path = "model.adapter" if adapter is not None else "method.target_modules"
-            linears = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-            raise TuneforgeError(
-                "adapter-does-not-fit", first, path=path, fix=f"linear modules here: {', '.join(linears)}"
-            ) from error
-
-    def _config(self) -> LoraConfig:
+    def peft_config(self, model: PreTrainedModel) -> LoraConfig:
+        """LoRA's."""
+        self._check_rank(model)
         return LoraConfig(
             r=self.r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=self.target_modules,
-            bias="none",
+            bias=self.bias,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+            init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
+            rank_pattern=dict(self.rank_pattern or {}),
+            alpha_pattern=dict(self.alpha_pattern or {}),
+            modules_to_save=self.modules_to_save,
+            fan_in_fan_out=transposed(model),
             task_type="CAUSAL_LM",
+            **self.targets(model),
         )
+
+    def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PeftModel:
+        """The model with new adapters, or with those of `adapter`; what a rewritten base started from is kept."""
+        tuned = super().apply(model, adapter)
+        if self.rewrites_base and adapter is None:
+            setattr(tuned, INITIAL, _adapter_weights(tuned))
+        return tuned
+
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether the base without the adapter is no longer the model that was loaded."""
+        return self.init_lora_weights in ("pissa", "pissa_niter_16", "olora")
+
+    def learning_rate_scale(self, name: str) -> float:
+        """LoRA+: B matrices learn faster."""
+        return self.lr_ratio if "lora_B" in name or "lora_embedding_B" in name else 1.0
+
+    def save(self, model: Any, folder: Path) -> None:
+        """A plain LoRA on the original base, whatever the adapters started from.
+
+        With a rewritten base the difference to the start is saved, at twice the rank: the original base plus that is
+        the tuned model, whereas the adapter alone would be wrong on it, without an error.
+        """
+        initial = getattr(model, INITIAL, None)
+        if initial is None:
+            model.save_pretrained(folder)
+            return
+        with tempfile.TemporaryDirectory(prefix="tuneforge-") as start, warnings.catch_warnings():
+            _save_start(model, initial, Path(start))
+            # PEFT loads the start beside the result and warns that the two do not go together.
+            warnings.simplefilter("ignore")
+            model.save_pretrained(folder, path_initial_model_for_weight_conversion=start)
+
+    def _check_rank(self, model: PreTrainedModel) -> None:
+        """A rank above a layer's width costs more than the layer and says no more."""
+        wanted = self.target_modules
+        names = linear_modules(model)
+        if wanted != "all-linear" and not isinstance(wanted, str):
+            names = {n: m for n, m in names.items() if n.rpartition(".")[2] in wanted}
+        weights: dict[str, torch.Tensor] = {n: m.get_parameter("weight") for n, m in names.items()}
+        # Quantised weights are packed: their shape says nothing.
+        widths = {n: min(w.shape) for n, w in weights.items() if w.dtype.is_floating_point}
+        narrow = [(n, width) for n, width in widths.items() if width < self.r]
+        if narrow:
+            raise TuneforgeError(
+                "rank-above-width",
+                f"is {self.r}, and {narrow[0][0]} is {narrow[0][1]} wide: a larger rank adds weights and nothing else",
+                path="method.r",
+                fix=f"set method.r={narrow[0][1]} or less",
+            )
+
+
+def _adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The trainable weights, copied."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _save_start(model: PeftModel, initial: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write the adapter as it was at the start: PEFT works out the difference from a folder."""
+    config: Any = model.peft_config["default"]
+    own, now, kept = dict(model.named_parameters()), _adapter_weights(model), config.init_lora_weights
+    try:
+        _put(own, initial)
+        # As PEFT's documentation has it: the start must not be initialised again when it is read.
+        config.init_lora_weights = True
+        model.save_pretrained(str(folder))
+    finally:
+        config.init_lora_weights = kept
+        _put(own, now)
+
+
+@torch.no_grad()
+def _put(parameters: dict[str, torch.nn.Parameter], weights: dict[str, torch.Tensor]) -> None:
+    for name, weight in weights.items():
+        parameters[name].copy_(weight)

@@ -1,4 +1,4 @@
-"""QLoRA: LoRA over a base in 4-bit NF4 with double quantisation (arXiv 2305.14314)."""
+"""QLoRA: LoRA over a quantised base, in 4-bit NF4 (arXiv 2305.14314) or 8-bit (LLM.int8, arXiv 2208.07339)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,3 +24,17 @@ class QLora(Lora):
             bnb_4bit_use_double_quant=self.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLora8bit(Lora):
+    """LoRA whose frozen base is stored in 8 bits, outlying activations computed in 16."""
+
+    exact = False
+
+    int8_threshold: float = 6.0
+    """Activations above this are outliers (section 3.2 of the paper)."""
+
+    def quantization_config(self, dtype: torch.dtype) -> Any:
+        """LLM.int8."""
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self.int8_threshold)

@@ -53,11 +53,12 @@ class CausalLM(pl.LightningModule):
         # New weights, an adapter's among them, are drawn here: the same on every device and in every run of this seed.
         seed_at(context.config.seed, 0)
         dtype = getattr(torch, context.settled.base_dtype)
-        stored = torch.float32 if context.method.trains_base else dtype
+        stored = torch.float32 if context.method.stores_fp32 else dtype
         base = load_model(context.config.model, context.architecture, stored, context.method.quantization_config(dtype))
         model = context.method.apply(base, context.config.model.adapter)
         if context.settled.gradient_checkpointing:
             enable_checkpointing(base)
+        context.method.start(model, context.settled.num_steps)
         self.model = model
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
         # and dropout are silently off (Lightning issue 20105).
@@ -77,7 +78,9 @@ class CausalLM(pl.LightningModule):
         """The optimizer of conf/optim over two parameter groups, and the schedule of conf/scheduler by step."""
         assert self.model is not None
         config = self.context.config
-        optimizer = make(self.context.tree["optim"], parameter_groups(self.model, config.optim.weight_decay))
+        scale = self.context.method.learning_rate_scale
+        groups = parameter_groups(self.model, config.optim.weight_decay, config.optim.lr, scale)
+        optimizer = make(self.context.tree["optim"], groups)
         scheduler = make(self.context.tree["scheduler"], optimizer, self.context.settled.num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -103,6 +106,9 @@ class CausalLM(pl.LightningModule):
     def _logits(self, batch: Batch, keep: Tensor) -> Tensor:
         """Logits at the kept positions alone; shape [kept, vocabulary]."""
         assert self.model is not None
+        if self.context.method.virtual_tokens:
+            # Those in front of the row have hidden states too, and nothing to predict.
+            keep = nn.functional.pad(keep, (self.context.method.virtual_tokens, 0), value=False)
         with rows_before_head(self.model, keep):
             # No attention mask and no cache: with either, transformers stops reading documents from positions.
             output = self.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
@@ -121,7 +127,9 @@ class CausalLM(pl.LightningModule):
         share = self.loss_sum(batch) / batch["num_labels"]
         detached = share.detach()
         self._step_loss = detached if self._step_loss is None else self._step_loss + detached
-        return share * (self.context.settled.accumulate * self.context.settled.world_size)
+        passes = self.context.settled.accumulate * self.context.settled.world_size
+        penalty = self.context.method.penalty(self.model)
+        return share * passes if penalty is None else share * passes + penalty
 
     def configure_gradient_clipping(
         self,
@@ -143,6 +151,7 @@ class CausalLM(pl.LightningModule):
             return
         assert self._step_loss is not None
         assert self._grad_norm is not None
+        self.context.method.after_step(self.model, self.trainer.global_step)
         loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
         labels = int(batch["num_labels"])
         tokens = settled.rows_per_step * settled.max_length
@@ -190,10 +199,12 @@ class CausalLM(pl.LightningModule):
         """Keep trainable weights only: the frozen base is where it was."""
         names = self.trainable_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        checkpoint["method"] = self.context.method.state(self.model)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Every trainable weight must come back: a partial load would train on in silence with fresh ones."""
         missing = self.trainable_names() - set(checkpoint["state_dict"])
+        self.context.method.load_state(self.model, checkpoint["method"])
         assert not missing, f"checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[:3]} among them"
 
 

@@ -1,16 +1,30 @@
-"""Which trainable parameters decay."""
+"""Which trainable parameters decay, and which learn at a rate of their own."""
 
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; norms, biases and embeddings do not."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr: float, scale: Callable[[str], float] = lambda _: 1.0
+) -> list[dict[str, Any]]:
+    """Trainable parameters by decay and rate: matrices decay; norms, biases and embeddings do not.
+
+    Args:
+        model: the whole model.
+        weight_decay: of the matrices.
+        lr: the rate of a parameter whose scale is 1.
+        scale: full name of a parameter -> what its rate is multiplied by.
+    """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [g for g in groups if g["params"]]
+    found: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+            found[decays, scale(name)].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr": lr * factor}
+        for (decays, factor), parameters in sorted(found.items(), key=lambda group: group[0], reverse=True)
+    ]

@@ -159,7 +159,7 @@ def _weight_bytes(shape: ModelShape, run: _Run) -> float:
         return shape.num_parameters() * run.trainable_bytes
     bits = run.weight_bits
     if run.method.quantised and bits >= 16:
-        bits = NF4_BITS[run.method.double_quant]
+        bits = NF4_BITS[run.method.double_quant] if run.method.bits == 4 else float(run.method.bits)
     linears = shape.linear_parameters()
     return (linears * bits + (shape.num_parameters() - linears) * max(run.weight_bits, 16)) / 8
 

@@ -202,8 +202,8 @@ def _merged(widths: tuple[int, ...], names: tuple[str, ...]) -> tuple[int, ...]:
 class Trainable:
     """Which weights a method trains, and how it stores the others."""
 
-    kind: Literal["full", "lora"]
-    """Every weight, or adapters of rank `r` beside frozen ones."""
+    kind: Literal["full", "lora", "layers", "vectors"]
+    """Every weight; adapters of rank `r` beside frozen ones; the last `layers`; or a few vectors a layer."""
     r: int = 16
     """Rank of the adapters."""
     targets: str | Sequence[str] = "all-linear"
@@ -215,19 +215,31 @@ class Trainable:
     """Frozen matrices of the layers are stored in NF4 and unpacked for each product."""
     double_quant: bool = True
     """The quantisation's scales are quantised too."""
+    layers: int = 0
+    """How many of the last layers are trained, where `kind` is layers."""
+    bits: int = 4
+    """Bits of a quantised weight: 4 (NF4) or 8 (LLM.int8)."""
 
     @classmethod
     def of_method(cls, method: Mapping[str, Any]) -> "Trainable":
-        """Read a config's `method` node. One without a rank counts as training everything, which errs upwards."""
+        """Read a config's `method` node. One whose options say nothing of it counts as training everything."""
+        quantised = "double_quant" in method or "int8_threshold" in method
+        if "last_layers" in method and method.get("pattern") is None:
+            return cls(kind="layers", r=1, layers=method["last_layers"])
+        # Their trained numbers are few; what they keep for the backward pass is as much as rank 1 keeps.
+        if any(key in method for key in ("num_virtual_tokens", "feedforward_modules", "d_initial", "n_frequency")):
+            return cls(kind="vectors", r=1)
         if "r" not in method:
             return cls(kind="full")
         return cls(
             kind="lora",
-            r=method["r"],
+            # AdaLoRA starts higher than it ends.
+            r=method.get("init_r", method["r"]),
             targets=method.get("target_modules", "all-linear"),
             dropout=method.get("lora_dropout", 0.0),
-            quantised="double_quant" in method,
+            quantised=quantised,
             double_quant=method.get("double_quant", True),
+            bits=8 if "int8_threshold" in method else 4,
         )
 
     def linears(self, shape: ModelShape) -> list[Linear]:
@@ -237,7 +249,7 @@ class Trainable:
             TuneforgeError: a target is no matrix of this model.
         """
         layer = shape.linear_layers()
-        if self.kind == "full" or self.targets == "all-linear":
+        if self.kind != "lora" or self.targets == "all-linear":
             return layer
         if isinstance(self.targets, str):
             # A pattern may pick layers too. Those it picks at all are counted everywhere, which errs upwards.
@@ -262,6 +274,10 @@ class Trainable:
         """Weights that have a gradient: r * (in + out) for each adapter."""
         if self.kind == "full":
             return shape.num_parameters()
+        if self.kind == "layers":
+            return min(self.layers, shape.num_layers) * shape.linear_parameters() // shape.num_layers
+        if self.kind == "vectors":
+            return shape.num_layers * sum(i.out_features for i in self.linears(shape))
         layer = sum(i.in_features + i.out_features for i in self.linears(shape))
         return self.r * (shape.num_layers * layer + self.outside * (shape.hidden_size + shape.vocab_size))
 

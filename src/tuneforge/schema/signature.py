@@ -228,6 +228,8 @@ def _dataclass_fields(module: _Module, node: ast.ClassDef) -> dict[str, Field]:
     for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
+        if "ClassVar" in ast.unparse(statement.annotation):
+            continue
         name = statement.target.id
         doc = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):

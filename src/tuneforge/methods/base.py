@@ -1,0 +1,208 @@
+"""What every method is asked, and what those of PEFT share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tuneforge.errors import TuneforgeError, did_you_mean, near
+
+
+class Method:
+    """A way of changing a model. Each hook does nothing here; a method overrides what it needs."""
+
+    trains_base: ClassVar[bool] = False
+    """The result is a whole model (`model/`) rather than an adapter (`adapter/`)."""
+    stores_fp32: ClassVar[bool] = False
+    """The base is loaded in fp32, because so much of it is trained."""
+    exact: ClassVar[bool] = True
+    """Equal rows give equal numbers whatever is beside them; not so where activations are quantised together."""
+    checkpoints: ClassVar[bool] = True
+    """Activations can be recomputed in the backward pass."""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens that the method puts in front of every row, and that have hidden states of their own."""
+        return 0
+
+    def quantization_config(self, dtype: torch.dtype) -> Any:
+        """How the base is quantised while it loads; None: not at all."""
+        return None
+
+    def apply(self, model: PreTrainedModel, adapter: str | None = None) -> Any:
+        """The model with the right weights trainable; `adapter` is the folder of one to go on from."""
+        raise NotImplementedError
+
+    def start(self, model: Any, num_steps: int) -> None:
+        """Called once on the changed model, when the number of optimizer steps is known."""
+
+    def penalty(self, model: Any) -> Tensor | None:
+        """A term to add to the loss of an optimizer step; shape []."""
+        return None
+
+    def after_step(self, model: Any, step: int) -> None:
+        """Called after optimizer step `step` (from 1), while the gradients are still there."""
+
+    def learning_rate_scale(self, name: str) -> float:
+        """What the learning rate of the parameter `name` is multiplied by."""
+        return 1.0
+
+    def state(self, model: Any) -> dict[str, Any]:
+        """What a checkpoint must hold beside weights; plain containers and tensors."""
+        return {}
+
+    def load_state(self, model: Any, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write what `from_pretrained` reads."""
+        model.save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftMethod(Method):
+    """An adapter of PEFT beside a frozen base. Adapters are fp32."""
+
+    modules_to_save: list[str] | None = None
+    """Names of modules that are trained in full and saved with the adapter, such as a new head."""
+
+    def peft_config(self, model: PreTrainedModel) -> PeftConfig:
+        """PEFT's description of the adapter for this model."""
+        raise NotImplementedError
+
+    def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PeftModel:
+        """The model with new adapters, or with those of the folder `adapter` to go on from.
+
+        Raises:
+            TuneforgeError: the targets match nothing, or `adapter` cannot be loaded on this base.
+        """
+        if adapter is not None:
+            return self.continued(model, adapter)
+        config = self.peft_config(model)
+        try:
+            return get_peft_model(model, config)
+        except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
+            raise TuneforgeError(
+                "adapter-does-not-fit",
+                str(error).strip().splitlines()[0],
+                path="method",
+                fix=f"linear modules here: {', '.join(sorted(linear_names(model)))}",
+            ) from error
+
+    def continued(self, model: PreTrainedModel, adapter: str) -> PeftModel:
+        """The model with the adapter of a folder, trainable.
+
+        Raises:
+            TuneforgeError: it cannot be loaded, or is of another base.
+        """
+        made_for = ""
+        try:
+            config = PeftConfig.from_pretrained(adapter)
+            made_for = f"; it was made for {config.base_model_name_or_path}"
+            return self.loaded(model, adapter, config)
+        except (ValueError, RuntimeError, OSError) as error:
+            lines = [line.strip() for line in str(error).strip().splitlines()]
+            shapes = next((line for line in lines if "shape" in line), lines[0])
+            raise TuneforgeError(
+                "adapter-does-not-fit",
+                f"{adapter} cannot be loaded on this model: {shapes}{made_for}",
+                path="model.adapter",
+                fix="give the model that the adapter was made for",
+            ) from error
+
+    def loaded(self, model: PreTrainedModel, adapter: str, config: PeftConfig) -> PeftModel:
+        """The model with a saved adapter, trainable."""
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True, config=config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedMethod(PeftMethod):
+    """A PEFT method that attaches to chosen modules."""
+
+    target_modules: str | list[str] = "all-linear"
+    """all-linear (every linear layer but the head); names of modules; or a pattern for their full names."""
+    layers_to_transform: list[int] | None = None
+    """Numbers of the layers to attach to, from 0; null: all. Later layers are more task-specific."""
+
+    def targets(self, model: PreTrainedModel) -> dict[str, Any]:
+        """PEFT's arguments for where to attach.
+
+        Raises:
+            TuneforgeError: a name or a layer that this model does not have.
+        """
+        names = linear_names(model)
+        wanted = self.target_modules
+        if wanted == "all-linear":
+            # From the model itself: PEFT's table of names knows some architectures only.
+            found: str | list[str] = sorted(names)
+        else:
+            check_targets(model, wanted)
+            found = wanted
+        if self.layers_to_transform is None:
+            return {"target_modules": found}
+        self._check_layers(model)
+        if isinstance(found, str):
+            raise TuneforgeError(
+                "adapter-does-not-fit",
+                "picks layers, and a pattern in method.target_modules picks them already",
+                path="method.layers_to_transform",
+                fix="name the modules, or put the layers into the pattern",
+            )
+        return {"target_modules": found, "layers_to_transform": self.layers_to_transform}
+
+    def _check_layers(self, model: PreTrainedModel) -> None:
+        count = int(model.config.get_text_config().num_hidden_layers)
+        outside = [n for n in self.layers_to_transform or [] if not 0 <= n < count]
+        if outside or not self.layers_to_transform:
+            raise TuneforgeError(
+                "no-such-layer",
+                f"names {', '.join(map(str, outside)) or 'no layer'}, and the model has layers 0 to {count - 1}",
+                path="method.layers_to_transform",
+                fix="name layers that are there, or drop the key",
+            )
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Full name -> linear module (GPT-2's Conv1D among them), the output head left out."""
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+
+
+def transposed(model: nn.Module) -> bool:
+    """Whether the linear layers are Conv1D (GPT-2), whose weights PEFT calls fan_in_fan_out."""
+    return any(isinstance(m, Conv1D) for m in linear_modules(model).values())
+
+
+def linear_names(model: nn.Module) -> set[str]:
+    """The last parts of the names of the linear modules; two where one is ambiguous (`mlp.c_proj`)."""
+    return {name.rpartition(".")[2] for name in linear_modules(model)}
+
+
+def check_targets(model: PreTrainedModel, wanted: str | list[str]) -> None:
+    """Refuse names that match no module, which PEFT lets pass as long as one of them matches.
+
+    Raises:
+        TuneforgeError: with the near names, and all linear modules of the model.
+    """
+    import re
+
+    modules = [name for name, _ in model.named_modules()]
+    if isinstance(wanted, str):
+        missing = [] if any(re.fullmatch(wanted, name) for name in modules) else [wanted]
+    else:
+        missing = [w for w in wanted if not any(n == w or n.endswith(f".{w}") for n in modules)]
+    if missing:
+        known = sorted(linear_names(model))
+        hint = did_you_mean(missing[0], known) if near(missing[0], known) else f"linear modules: {', '.join(known)}"
+        raise TuneforgeError(
+            "unknown-module",
+            f"{', '.join(map(repr, missing))} match{'es' if len(missing) == 1 else ''} no module of this model",
+            path="method.target_modules",
+            fix=hint,
+        )
