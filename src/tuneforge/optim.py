@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tuneforge.schema.types import NonNegative, PositiveFloat
+from tuneforge.schema.types import NonNegative, PositiveFloat, Probability
 
 Groups = list[dict[str, Any]]
 
@@ -17,16 +17,108 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=_all_floating(groups))
 
 
+def adamw_8bit(
+    groups: Groups, /, *, lr: PositiveFloat, betas: tuple[float, float] = (0.9, 0.999), eps: NonNegative = 1e-8
+) -> torch.optim.Optimizer:
+    """AdamW with 8-bit states (arXiv 2110.02861)."""
+    return _of_bitsandbytes("AdamW8bit", groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+
+
 def paged_adamw_8bit(
     groups: Groups, /, *, lr: PositiveFloat, betas: tuple[float, float] = (0.9, 0.999), eps: NonNegative = 1e-8
 ) -> torch.optim.Optimizer:
-    """AdamW with 8-bit states, paged to host memory on CUDA (arXiv 2110.02861, 2305.14314); not paged elsewhere."""
+    """AdamW with 8-bit states, paged to host memory on CUDA (arXiv 2305.14314); `adamw_8bit` elsewhere."""
+    if _devices(groups) != {"cuda"}:
+        return adamw_8bit(groups, lr=lr, betas=betas, eps=eps)
+    return _of_bitsandbytes("PagedAdamW8bit", groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+
+
+def adafactor(
+    groups: Groups, /, *, lr: PositiveFloat, beta2_decay: float = -0.8, clip_threshold: PositiveFloat = 1.0
+) -> torch.optim.Optimizer:
+    """Adafactor (arXiv 1804.04235) at a fixed rate, not scaled by the weights: an adapter's start at 0."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor(
+        groups,
+        lr=lr,
+        decay_rate=beta2_decay,
+        clip_threshold=clip_threshold,
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+    )
+
+
+def lion(groups: Groups, /, *, lr: PositiveFloat, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.Optimizer:
+    """Lion (arXiv 2302.06675): the sign of the momentum; one state a weight."""
+    return _of_bitsandbytes("Lion", groups, lr=lr, betas=(betas[0], betas[1]))
+
+
+def muon(
+    groups: Groups, /, *, lr: PositiveFloat, momentum: Probability = 0.95, betas: tuple[float, float] = (0.9, 0.95)
+) -> torch.optim.Optimizer:
+    """Muon for matrices, AdamW for the rest, at one rate.
+
+    Updates are orthogonalised (kellerjordan.github.io/posts/muon) and scaled to the size of AdamW's (arXiv 2502.16982,
+    equation 4), so that AdamW's learning rates and decays hold.
+    """
+    matrices, rest = _by_shape(groups)
+    parts: list[torch.optim.Optimizer] = []
+    if matrices:
+        parts.append(torch.optim.Muon(matrices, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        parts.append(torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1])))
+    return parts[0] if len(parts) == 1 else Together(parts)
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers as one: each keeps its own parameters and states, and schedules see all groups."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        # The very groups of the parts: a schedule that changes a rate here changes it there.
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> Any:
+        """One step of each; the closure is called once."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Those of the parts, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Hand each part its own; their groups are new objects then."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def _of_bitsandbytes(name: str, groups: Groups, **options: Any) -> torch.optim.Optimizer:
     from bitsandbytes import optim
 
-    paged = _devices(groups) == {"cuda"}
-    kind: Any = getattr(optim, "PagedAdamW8bit" if paged else "AdamW8bit")
-    optimizer: torch.optim.Optimizer = kind(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+    kind: Any = getattr(optim, name)
+    optimizer: torch.optim.Optimizer = kind(groups, **options)
     return optimizer
+
+
+def _by_shape(groups: Groups) -> tuple[Groups, Groups]:
+    """The same groups with their matrices alone, and with the rest."""
+    split: tuple[Groups, Groups] = ([], [])
+    for group in groups:
+        for kept, side in zip(split, (True, False), strict=True):
+            chosen = [p for p in group["params"] if (p.ndim == 2) == side]
+            if chosen:
+                kept.append({**group, "params": chosen})
+    return split
 
 
 def _parameters(groups: Groups) -> Iterable[torch.Tensor]:

@@ -5,7 +5,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from tuneforge.schema.types import Fraction, Probability
+from tuneforge.schema.types import Fraction, PositiveInt, Probability
 
 
 def cosine(
@@ -34,6 +34,48 @@ def constant(optimizer: Optimizer, num_steps: int, /, *, warmup_ratio: Probabili
     """Linear warm-up, then the peak rate to the end."""
     warmup = warmup_steps(num_steps, warmup_ratio)
     return LambdaLR(optimizer, lambda step: rising(step, warmup) if step < warmup else 1.0)
+
+
+def cosine_with_restarts(
+    optimizer: Optimizer, num_steps: int, /, *, warmup_ratio: Probability = 0.03, cycles: PositiveInt = 3
+) -> LambdaLR:
+    """Linear warm-up, then `cycles` times from the peak down half a cosine (arXiv 1608.03983)."""
+    warmup = warmup_steps(num_steps, warmup_ratio)
+
+    def factor(step: int) -> float:
+        done = (step - warmup) / max(1, num_steps - warmup)
+        return 0.0 if done >= 1 else 0.5 * (1 + math.cos(math.pi * (done * cycles % 1.0)))
+
+    return LambdaLR(optimizer, lambda step: rising(step, warmup) if step < warmup else factor(step))
+
+
+def wsd(
+    optimizer: Optimizer,
+    num_steps: int,
+    /,
+    *,
+    warmup_ratio: Probability = 0.03,
+    decay_ratio: Fraction = 0.2,
+    min_lr_ratio: Fraction = 0.0,
+) -> LambdaLR:
+    """Warm-up, stable, decay (arXiv 2404.06395): the peak rate, then linearly down over the last `decay_ratio`.
+
+    The stable part can be gone on from with more data, which a cosine's middle cannot.
+    """
+    warmup = warmup_steps(num_steps, warmup_ratio)
+    decay = max(1, math.ceil(num_steps * decay_ratio))
+
+    def factor(step: int) -> float:
+        left = min(1.0, max(0.0, (num_steps - step) / decay))
+        return min_lr_ratio + (1 - min_lr_ratio) * left
+
+    return LambdaLR(optimizer, lambda step: rising(step, warmup) if step < warmup else factor(step))
+
+
+def inverse_sqrt(optimizer: Optimizer, num_steps: int, /, *, warmup_ratio: Probability = 0.1) -> LambdaLR:
+    """Linear warm-up, then falling as one over the root of the step (arXiv 1706.03762, section 5.3)."""
+    warmup = max(1, warmup_steps(num_steps, warmup_ratio))
+    return LambdaLR(optimizer, lambda step: rising(step, warmup) if step < warmup else math.sqrt(warmup / step))
 
 
 def warmup_steps(num_steps: int, ratio: float) -> int:

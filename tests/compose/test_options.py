@@ -27,8 +27,8 @@ OPTIONS = {
         *("p_tuning", "pissa", "prefix_tuning", "prompt_tuning", "qdora", "qlora", "qlora_8bit", "rslora", "vera"),
     ],
     "model": ["hf", "tiny"],
-    "optim": ["adamw", "paged_adamw_8bit"],
-    "scheduler": ["constant", "cosine", "linear"],
+    "optim": ["adafactor", "adamw", "adamw_8bit", "lion", "muon", "paged_adamw_8bit"],
+    "scheduler": ["constant", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear", "wsd"],
     "strategy": ["auto", "ddp", "single"],
     "task_recipe": ["instruct", "pretrain"],
 }
@@ -37,7 +37,7 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 51
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 58
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")

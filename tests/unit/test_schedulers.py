@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tuneforge.schedulers import constant, cosine, linear
+from tuneforge.schedulers import constant, cosine, cosine_with_restarts, inverse_sqrt, linear, wsd
 
 
 def rates(schedule, steps: int, **options) -> list[float]:
@@ -19,7 +19,7 @@ def rates(schedule, steps: int, **options) -> list[float]:
     return seen
 
 
-@pytest.mark.parametrize("schedule", [cosine, linear, constant])
+@pytest.mark.parametrize("schedule", [cosine, linear, constant, cosine_with_restarts, wsd, inverse_sqrt])
 def test_warmup_rises_to_the_peak_and_never_wastes_a_step(schedule):
     seen = rates(schedule, 100, warmup_ratio=0.1)
     assert seen[0] > 0
@@ -42,3 +42,21 @@ def test_linear_falls_evenly_and_constant_stays():
     seen = rates(linear, 10, warmup_ratio=0.0)
     assert seen == pytest.approx([1 - i / 10 for i in range(10)])
     assert rates(constant, 10, warmup_ratio=0.0) == [1.0] * 10
+
+
+def test_restarts_come_back_to_the_peak():
+    seen = rates(cosine_with_restarts, 90, warmup_ratio=0.0, cycles=3)
+    assert [i for i, rate in enumerate(seen) if rate == pytest.approx(1.0)] == [0, 30, 60]
+
+
+def test_wsd_stays_and_falls_at_the_end():
+    seen = rates(wsd, 100, warmup_ratio=0.1, decay_ratio=0.2)
+    assert seen[10:81] == [1.0] * 71
+    assert seen[90] == pytest.approx(0.5)
+    assert seen[-1] == pytest.approx(0.05)
+
+
+def test_inverse_sqrt_follows_its_formula():
+    seen = rates(inverse_sqrt, 100, warmup_ratio=0.1)
+    assert seen[40] == pytest.approx(0.5)
+    assert seen[90] == pytest.approx(1 / 3)

@@ -156,7 +156,7 @@ class _Values:
 
     def __init__(self, wanted: str, rng: random.Random) -> None:
         found = _LITERAL.findall(wanted)
-        self.words = [text.replace("''", "'") for text, number in found if not number]
+        self.words: list[str] = [text.replace("''", "'") for text, number in found if not number]
         numbers = [float(number) if "." in number else int(number) for _, number in found if number]
         self.numbers = [number + step for number in numbers for step in (-1, 0, 1)]
         self.rng = rng

@@ -1,0 +1,1 @@
+"""LoRA-FA for tuneforge: `method=lorafa`."""

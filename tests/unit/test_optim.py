@@ -1,0 +1,94 @@
+"""Every optimizer of conf/optim: it learns, keeps norms from decaying, and comes back from its state."""
+
+import copy
+
+import pytest
+import torch
+
+from tuneforge.compose import compose
+from tuneforge.front import front, groups
+from tuneforge.objectives.parameters import parameter_groups
+from tuneforge.targets import make
+
+with front() as loader:
+    OPTIMIZERS = groups(loader)["optim"]
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Embedding(8, 64), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 8)
+    )
+
+
+def steps(model, optimizer, count: int) -> list[float]:
+    torch.manual_seed(1)
+    ids = torch.arange(8)
+    losses = []
+    for _ in range(count):
+        loss = torch.nn.functional.cross_entropy(model(ids), (ids + 3) % 8)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def build(name: str, model, lr: float = 1e-2, decay: float = 0.1):
+    node = {**compose([f"optim={name}"]).tree["optim"], "lr": lr}
+    return make(node, parameter_groups(model, decay, lr))
+
+
+def test_all_of_them_are_tried():
+    assert OPTIMIZERS == ["adafactor", "adamw", "adamw_8bit", "lion", "muon", "paged_adamw_8bit"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_learns(name):
+    model = network()
+    losses = steps(model, build(name, model), 30)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_goes_on_from_its_state_as_if_nothing_had_happened(name):
+    model = network()
+    optimizer = build(name, model)
+    steps(model, optimizer, 5)
+    other = copy.deepcopy(model)
+    again = build(name, other)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert steps(model, optimizer, 5) == steps(other, again, 5)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_only_matrices_decay(name):
+    """Without gradients nothing but decay moves a weight."""
+    model = network()
+    optimizer = build(name, model, lr=0.1, decay=0.5)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = {n for n, p in model.named_parameters() if not torch.allclose(p, before[n], atol=1e-6)}
+    assert moved == {"1.weight", "3.weight"}
+
+
+def test_muon_turns_matrices_and_leaves_the_rest_to_adamw():
+    model = network()
+    optimizer = build("muon", model)
+    kinds = [type(part).__name__ for part in optimizer.parts]
+    assert kinds == ["Muon", "AdamW"]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert schedule.get_last_lr() == [5e-3] * len(optimizer.param_groups)
+    assert {g["lr"] for part in optimizer.parts for g in part.param_groups} == {5e-3}
+
+
+def test_a_parameter_may_have_a_rate_of_its_own():
+    model = network()
+    made = parameter_groups(model, 0.1, 1e-3, lambda name: 16.0 if name == "3.weight" else 1.0)
+    rates = {id(p): g["lr"] for g in made for p in g["params"]}
+    assert rates[id(model[3].weight)] == pytest.approx(1.6e-2)
+    assert rates[id(model[1].weight)] == pytest.approx(1e-3)
+    assert sum(len(g["params"]) for g in made) == len(list(model.parameters()))
