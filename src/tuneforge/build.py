@@ -30,9 +30,6 @@ from tuneforge.schema import Config
 from tuneforge.settle import Costs, settle
 from tuneforge.targets import make
 
-LONGEST_AUTO = 1024
-"""`data.max_length=auto` is the model's positions, but not above this: longer rows cost memory few rows need."""
-
 
 def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     """Everything up to, and without, the weights.
@@ -56,7 +53,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
             "no-effect", "has no effect in this run: its rows are no conversations", "model.chat_template"
         )
         warn(problem)
-    max_length = settle_length(config.data.max_length, max_positions(architecture))
+    max_length = settle_length(config.data.max_length, max_positions(architecture), config.task_recipe.max_length)
     options: dict[str, Any] = {
         "train_on": config.data.train_on, "max_length": max_length, "overlong": config.data.overlong,
     }  # fmt: skip
@@ -101,14 +98,14 @@ def estimable(architecture: dict[str, Any], method: dict[str, Any]) -> Costs:
         ) from error
 
 
-def settle_length(wanted: int | str, positions: int | None) -> int:
-    """Tokens in a row.
+def settle_length(wanted: int | str, positions: int | None, recipe: int) -> int:
+    """Tokens in a row; `auto` is what the recipe wants, as far as the model has positions.
 
     Raises:
         TuneforgeError: more than the model has positions for.
     """
     if wanted == "auto":
-        return min(positions or LONGEST_AUTO, LONGEST_AUTO)
+        return min(positions or recipe, recipe)
     assert isinstance(wanted, int)
     if positions is not None and wanted > positions:
         raise TuneforgeError(

@@ -7,6 +7,7 @@ whole tree, whatever door a key came through.
 
 import copy
 import dataclasses
+import math
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,8 @@ from tuneforge.schema.signature import NodeType, members, read_signature
 
 T = TypeVar("T")
 
-OmegaConf.register_resolver("times", lambda a, b: a * b, replace=True)
+# Rounded to what a person would write: 3e-4 x 10 is 0.003.
+OmegaConf.register_resolver("times", lambda *factors: float(f"{math.prod(factors):.12g}"), replace=True)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ HINTS = (
     "method.lr",
     "method.clip",
     "model.lr_scale",
+    "task_recipe.lr_scale",
 )
 """Read by other keys' interpolations, and by nothing else."""
 
@@ -49,8 +50,8 @@ def _unused_hints(tree: Mapping[str, Any], origins: Mapping[str, Origin]) -> dic
     for path in origins:
         hint = next((h for h in HINTS if path == h or path.startswith(f"{h}.")), None)
         if hint is not None and path not in read and hint not in read:
-            reader = {"method.clip": "trainer.gradient_clip_val", "model.lr_scale": "optim.lr"}.get(hint, "the method")
-            reader = "optim.lr" if hint == "method.lr" else reader
+            reader = {"method.clip": "trainer.gradient_clip_val"}.get(hint, "the method")
+            reader = "optim.lr" if hint == "method.lr" or hint.endswith(".lr_scale") else reader
             unread[path] = f"{reader} does not read it"
     return unread
 

@@ -34,7 +34,7 @@ def test_why_answers_for_every_leaf_of_the_default_config():
 def test_why_shows_the_chain_and_what_an_interpolation_reads(capsys):
     said = ask(capsys, "plan", "--why", "optim.lr", "method=qlora", "task_recipe=pretrain", "model.init=pretrained")
     assert said.startswith("optim.lr = 0.002")
-    assert "${times:${method.lr.${task_recipe.objective}},${model.lr_scale}}" in said
+    assert "${times:${method.lr.${task_recipe.objective}},${task_recipe.lr_scale},${model.lr_scale}}" in said
     for read in ("method.lr.pretrain = 0.0002", "task_recipe.objective = pretrain", "model.lr_scale = 10.0"):
         assert read in said
     assert "conf/method/lora.yaml:" in said

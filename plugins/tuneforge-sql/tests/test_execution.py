@@ -1,9 +1,9 @@
 """What the metric counts as right, and what a statement cannot do."""
-# ruff: noqa: D103
 
 import time
 
 import pytest
+
 from tuneforge_sql.execution import can_judge, run, same_answer
 
 SCHEMA = """\
@@ -41,7 +41,7 @@ def test_what_answers_alike_is_right(wanted, sql):
         "select id from books where year > 1990",
         "select title, year from books where year > 1990",
         "select distinct title from books where year > 1990",
-        "select titel from books",
+        "select heading from books",
         f"{WANTED}; {WANTED}",
         f"{WANTED}\0",
         "\ud800",

@@ -1,14 +1,13 @@
 """Rows to conversations, what is wrong with a row in words, and the template they are written in."""
-# ruff: noqa: D103, S106
 
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
-from tuneforge_sql.format import schema_and_sql, text_to_sql
 
 from tuneforge.data.formats import RowError
+from tuneforge_sql.format import schema_and_sql, text_to_sql
 
 TEMPLATE = Path(__file__).parents[1] / "src" / "tuneforge_sql" / "template.jinja"
 ROW = {"schema": "CREATE TABLE t (a INTEGER);\n\nCREATE TABLE u (b TEXT);", "question": "How many?", "sql": "SELECT 1"}

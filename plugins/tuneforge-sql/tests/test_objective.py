@@ -1,16 +1,15 @@
 """Which eval rows are executed, and what is logged of them; a written answer stands in for the model's."""
-# ruff: noqa: D103
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tuneforge_sql import objective
-from tuneforge_sql.format import text_to_sql
-from tuneforge_sql.rows import sql_questions
 
 from tuneforge.errors import TuneforgeError
 from tuneforge.objectives.causal_lm import CausalLM
+from tuneforge_sql import objective
+from tuneforge_sql.format import text_to_sql
+from tuneforge_sql.rows import sql_questions
 
 MAX_LENGTH = 12
 

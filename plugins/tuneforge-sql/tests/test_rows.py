@@ -1,5 +1,4 @@
 """The made-up questions: the same every time, valid SQL all, and no database on both sides."""
-# ruff: noqa: D103
 
 import dataclasses
 import hashlib

@@ -1,5 +1,4 @@
 """The plugin in runs of its own: what every plugin must do, and what this one adds."""
-# ruff: noqa: D103
 
 import json
 import subprocess
@@ -7,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tuneforge_sql.rows import sql_questions
 
 from tuneforge.testing import check_plugin
+from tuneforge_sql.rows import sql_questions
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("trainer.max_steps=2", "batch.effective=4", "samples.num=0", "trainer.devices=1", "task_recipe.num_executed=3")

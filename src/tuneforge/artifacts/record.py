@@ -53,6 +53,7 @@ class Record:
             "format": rows.format,
             "rows": rows.num_rows,
             "sha256": rows.digest,
+            "replayed": rows.num_replayed,
             "train_documents": len(context.train_rows.documents),
             "eval_documents": len(context.eval_rows.documents),
             "train_rows": len(context.train_rows),

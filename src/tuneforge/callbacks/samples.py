@@ -53,6 +53,8 @@ def sample_prompts(documents: list[Document], count: int) -> list[tuple[Any, Any
         start = int(supervised[0])
         if start == 0:
             start = min(16, len(documents[i].input_ids) // 2)  # raw text: the model goes on from its beginning
+        # Up to the end-of-turn token: templates write a newline after it, which no answer should stop at.
+        end = int(supervised[-1]) + 1
         if start:
-            found.append((documents[i].input_ids[:start], documents[i].input_ids[start:]))
+            found.append((documents[i].input_ids[:start], documents[i].input_ids[start:end]))
     return found

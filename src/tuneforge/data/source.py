@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneforge.console import warn
+from tuneforge.data.file import file
 from tuneforge.data.formats import Example, convert, recognise, shuffle_answers
+from tuneforge.data.pydoc import pydoc_text
 from tuneforge.data.rows import Row
 from tuneforge.data.split import split
 from tuneforge.errors import TuneforgeError
-from tuneforge.schema.data import Data
+from tuneforge.schema.data import Data, Replay
 from tuneforge.targets import make
 
 
@@ -27,6 +29,8 @@ class Source:
     digest: str
     """sha256 over all rows in order: a resumed run must see the same."""
     num_rows: int
+    num_replayed: int = 0
+    """General examples among `train`."""
 
 
 def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
@@ -49,13 +53,28 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
     _check_sides(train, held)
     if data.shuffle_answers:
         train = shuffle_answers(train, seed)
+    train = _sample(train, data.max_rows, seed)
+    general = _replayed(data.replay, len(train), seed)
     return Source(
         format=form,
-        train=_sample(train, data.max_rows, seed),
+        train=[*train, *general],
         eval=_sample(held, min(filter(None, (data.max_rows, data.split.max_eval_rows)), default=0), seed),
         digest=_digest(rows),
         num_rows=len(rows),
+        num_replayed=len(general),
     )
+
+
+def _replayed(replay: Replay, count: int, seed: int) -> list[Example]:
+    """So many general examples that they are `replay.fraction` of all; all there are, where that is fewer."""
+    if not replay.fraction:
+        return []
+    rows = [r for r in pydoc_text() if not r.held_out] if replay.path == "bundled" else file(path=replay.path)
+    general, _ = convert(rows, recognise(rows), "skip")
+    wanted = round(count * replay.fraction / (1 - replay.fraction))
+    if wanted > len(general):
+        warn(f"data.replay wants {wanted} general rows and {replay.path} has {len(general)}: all of them are used")
+    return _sample(general, max(1, wanted), seed)
 
 
 def _check_sides(train: Sequence[Example], held: Sequence[Example]) -> None:

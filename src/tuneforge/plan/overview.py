@@ -19,8 +19,6 @@ SHOWN = (
     *("data.max_length", "data.packing", "data.train_on", "trainer.max_epochs", "trainer.max_steps"),
     *("trainer.precision", "trainer.gradient_clip_val", "seed"),
 )
-LENGTH_AUTO = 1024
-"""What `data.max_length=auto` becomes for a model with more positions."""
 
 
 def overview(composed: Composed) -> dict[str, Any]:
@@ -81,7 +79,7 @@ def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[
     length = config.data.max_length
     setting: Setting = {
         "method": method,
-        "max_length": min(shape.max_positions, LENGTH_AUTO) if length == "auto" else int(length),
+        "max_length": min(shape.max_positions, config.task_recipe.max_length) if length == "auto" else int(length),
         "weight_bits": 32 if wide else 16,
         "optimizer_bytes_per_param": config.optim.state_bytes,
         "compute_bytes": 4 if wide else 2,

@@ -21,6 +21,16 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replay:
+    """General rows among the train rows, against forgetting (arXiv 1811.11682; the guides mix in 10 to 30 %)."""
+
+    fraction: Probability = 0.0
+    """Share of the train rows that are general ones; 0: none."""
+    path: str = "bundled"
+    """A file of general rows of any format; bundled: the standard library's documentation as text."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data(Pluggable):
     """A source of rows and their way into batches."""
 
@@ -40,6 +50,8 @@ class Data(Pluggable):
     """assistant: loss on answers only, end-of-turn token included; all: on every token of the document."""
     split: Split = field(default_factory=Split)
     """How train and eval are divided."""
+    replay: Replay = field(default_factory=Replay)
+    """General rows mixed into the train rows."""
     max_rows: Count = 0
     """Use at most this many rows of each split, picked by seed (0: all)."""
     shuffle_answers: bool = False

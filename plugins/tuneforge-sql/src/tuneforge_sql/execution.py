@@ -39,7 +39,7 @@ _CREATING = _READING | {
 _FUNCTIONS = frozenset(
     (
         *("avg", "count", "group_concat", "max", "min", "sum", "total"),
-        *("abs", "coalesce", "ifnull", "iif", "nullif", "round"),
+        *("abs", "coalesce", "ifnull", "nullif", "round"),
         *(
             "glob",
             "instr",

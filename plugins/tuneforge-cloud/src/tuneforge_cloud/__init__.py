@@ -1,0 +1,1 @@
+"""Hardware profiles of rented machines: option files only."""
