@@ -43,6 +43,19 @@ def enable_checkpointing(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
+def compile_layers(model: Any) -> int:
+    """Compile each decoder layer on its own, in place; returns how many.
+
+    Regional compilation: one graph serves all equal layers, and hooks around them keep working.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.compile()
+    return len(layers)
+
+
 def is_4bit(module: Any) -> bool:
     """Whether the module is a quantised layer that must never be put into eval mode.
 

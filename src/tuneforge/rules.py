@@ -158,6 +158,21 @@ def prefixes_are_not_recomputed(config: Config, tree: Mapping[str, Any]) -> Prob
     )
 
 
+@rule
+def compiled_layers_have_no_adapter_dropout(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """torch.compile with recomputed layers and adapter dropout crashes inductor (peft issue 3020)."""
+    dropout = tree["method"].get("lora_dropout", 0)
+    checkpoints = config.trainer.gradient_checkpointing is not False and config.hardware.kind != "cpu"
+    if not config.model.torch_compile or not dropout or not checkpoints:
+        return None
+    return Problem(
+        "compile-dropout",
+        f"compiles layers that may be recomputed, and method.lora_dropout={dropout} in them crashes torch's compiler",
+        "model.torch_compile",
+        fix="set task_recipe.dropout=0, or trainer.gradient_checkpointing=false",
+    )
+
+
 # ---- data and batches
 
 

@@ -11,6 +11,7 @@ BROKEN = [
     ("adapter-on-random-base", ["model.init=scratch"]),
     ("adapter-without-method", ["method=full", "model.adapter=x"]),
     ("rewritten-quantised-base", ["method=qlora", "method.init_lora_weights=olora"]),
+    ("compile-dropout", ["model.torch_compile=true", "method.lora_dropout=0.1"]),
     ("prompt-packing", ["method=prompt_tuning", "data.packing=true"]),
     ("prefix-checkpointing", ["method=prefix_tuning", "trainer.gradient_checkpointing=true"]),
     ("unknown-format", ["data.format=alpcaa"]),

@@ -66,3 +66,11 @@ def test_replay_mixes_general_rows_into_the_train_rows_alone(command, tmp_path):
 
 def test_a_replay_file_that_is_not_there_is_refused(refused):
     assert "no such file" in refused(*FEW, "data.replay.fraction=0.1", "data.replay.path=nowhere.jsonl")
+
+
+@pytest.mark.soak
+def test_compiled_layers_give_the_same_losses(command):
+    options = (*FEW, "trainer.max_steps=3", "task_recipe.dropout=0")
+    plain, compiled = command(*options), command(*options, "model.torch_compile=true")
+    assert compiled.code == 0, compiled.err
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)

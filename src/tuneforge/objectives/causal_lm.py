@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from tuneforge.compat import enable_checkpointing, is_4bit
+from tuneforge.compat import compile_layers, enable_checkpointing, is_4bit
 from tuneforge.context import Context
 from tuneforge.data.batches import Batch
 from tuneforge.data.encode import IGNORE
@@ -58,6 +58,8 @@ class CausalLM(pl.LightningModule):
         model = context.method.apply(base, context.config.model.adapter)
         if context.settled.gradient_checkpointing:
             enable_checkpointing(base)
+        if context.config.model.torch_compile:
+            compile_layers(model)
         context.method.start(model, context.settled.num_steps)
         self.model = model
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
