@@ -9,7 +9,7 @@ from tuneforge.artifacts.folder import RunFolder
 from tuneforge.data.batches import Rows
 from tuneforge.data.formats import Example
 from tuneforge.machine import Machine
-from tuneforge.methods.base import Method
+from tuneforge.method import Method
 from tuneforge.schema import Config
 from tuneforge.settle import Settled
 

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "logger",
     "callbacks",
     "samples",
+    "sanity",
     "trainer.max_steps",
     "trainer.log_every_n_steps",
 )

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from tuneforge.compat import import_bitsandbytes
 from tuneforge.console import quiet_libraries
-from tuneforge.errors import Problem, RefusedError, TuneforgeError
+from tuneforge.errors import EXIT_BUG, Problem, RefusedError, TuneforgeError
 from tuneforge.plugins.discovery import CHOICE, PATH, core_options, discover, read_folder
 from tuneforge.plugins.inspection import code_troubles
 from tuneforge.plugins.inspection import inspect as look_at
@@ -180,17 +181,22 @@ def _trains(choice: str) -> str:
     return "" if abs(saved - read) <= 1e-4 * abs(saved) else f"saved at eval loss {saved:.6f}, reloaded at {read:.6f}"
 
 
-def _quietly(arguments: list[str]) -> tuple[int, str]:
-    """A command in this process; what it says is kept for the case that it fails."""
-    from tuneforge.cli import run
+def _quietly(overrides: list[str]) -> tuple[int, str]:
+    """A run in this process; what it says is kept for the case that it fails."""
+    from tuneforge.compose import compose
     from tuneforge.console import console
+    from tuneforge.train import launch
 
     said = io.StringIO()
     before: Any = console.file
     console.file = said
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = run(arguments)
+            code = launch(compose(overrides))
+    except TuneforgeError as error:
+        return error.exit_code, "; ".join(map(str, error.problems))
+    except Exception:  # a fault of the plugin's code: its traceback is the answer
+        return EXIT_BUG, "\n".join(traceback.format_exc().strip().splitlines()[-8:])
     finally:
         console.file = before
     return code, "\n".join(said.getvalue().strip().splitlines()[-8:])

@@ -81,6 +81,7 @@ def _train(composed: Composed, rows: "Source", place: "Place") -> int:
     from tuneforge import finish
     from tuneforge.artifacts.record import Record
     from tuneforge.build import Loaders, build_trainer, prepare
+    from tuneforge.sanity import overfit_one_batch
     from tuneforge.targets import make
 
     context = prepare(composed, rows, place.folder)
@@ -90,6 +91,8 @@ def _train(composed: Composed, rows: "Source", place: "Place") -> int:
 
     if place.checkpoint is None:
         record.before = finish.measure(trainer, module, loaders)
+        if composed.config.sanity.overfit_one_batch:
+            overfit_one_batch(context, trainer, module, loaders)
         record.begin(trainer, module)
     trainer.fit(module, loaders, ckpt_path=place.checkpoint, weights_only=True)
     stopped = finish.signal_received(trainer)

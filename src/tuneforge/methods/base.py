@@ -1,68 +1,15 @@
-"""What every method is asked, and what those of PEFT share."""
+"""What the methods of PEFT share."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneforge.errors import TuneforgeError, did_you_mean, near
-
-
-class Method:
-    """A way of changing a model. Each hook does nothing here; a method overrides what it needs."""
-
-    trains_base: ClassVar[bool] = False
-    """The result is a whole model (`model/`) rather than an adapter (`adapter/`)."""
-    stores_fp32: ClassVar[bool] = False
-    """The base is loaded in fp32, because so much of it is trained."""
-    exact: ClassVar[bool] = True
-    """Equal rows give equal numbers whatever is beside them; not so where activations are quantised together."""
-    checkpoints: ClassVar[bool] = True
-    """Activations can be recomputed in the backward pass."""
-
-    @property
-    def virtual_tokens(self) -> int:
-        """Tokens that the method puts in front of every row, and that have hidden states of their own."""
-        return 0
-
-    def quantization_config(self, dtype: torch.dtype) -> Any:
-        """How the base is quantised while it loads; None: not at all."""
-        return None
-
-    def apply(self, model: PreTrainedModel, adapter: str | None = None) -> Any:
-        """The model with the right weights trainable; `adapter` is the folder of one to go on from."""
-        raise NotImplementedError
-
-    def start(self, model: Any, num_steps: int) -> None:
-        """Called once on the changed model, when the number of optimizer steps is known."""
-
-    def penalty(self, model: Any) -> Tensor | None:
-        """A term to add to the loss of an optimizer step; shape []."""
-        return None
-
-    def after_step(self, model: Any, step: int) -> None:
-        """Called after optimizer step `step` (from 1), while the gradients are still there."""
-
-    def learning_rate_scale(self, name: str) -> float:
-        """What the learning rate of the parameter `name` is multiplied by."""
-        return 1.0
-
-    def state(self, model: Any) -> dict[str, Any]:
-        """What a checkpoint must hold beside weights; plain containers and tensors."""
-        return {}
-
-    def load_state(self, model: Any, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
-
-    def save(self, model: Any, folder: Path) -> None:
-        """Write what `from_pretrained` reads."""
-        model.save_pretrained(folder)
+from tuneforge.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)

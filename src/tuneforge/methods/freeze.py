@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import Method
+from tuneforge.method import Method
 from tuneforge.schema.types import PositiveInt
 
 

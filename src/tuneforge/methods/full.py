@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from tuneforge.methods.base import Method
+from tuneforge.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from tuneforge.schema.training import (
     Logger,
     Optim,
     Samples,
+    Sanity,
     Scheduler,
     Strategy,
     TaskRecipe,
@@ -50,6 +51,8 @@ class Config:
     """The loop."""
     samples: Samples = field(default_factory=Samples)
     """Answers before and after."""
+    sanity: Sanity = field(default_factory=Sanity)
+    """Checks before the run."""
     seed: Count = 17
     """Seeds weights, splits, row order and dropout."""
     resume: str | None = None

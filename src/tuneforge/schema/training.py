@@ -114,3 +114,15 @@ class Samples:
     """How many eval prompts are answered; 0 switches it off."""
     max_new_tokens: PositiveInt = 48
     """Longest answer, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sanity:
+    """Checks on the loaded model before the run; nothing of them stays."""
+
+    overfit_one_batch: bool = False
+    """Learn the first batch by heart, and stop with the likely causes where that fails (exit code 3)."""
+    steps: PositiveInt = 100
+    """Optimizer steps it may take."""
+    below: Fraction = 0.2
+    """Share of its first loss that the batch must come down to."""
