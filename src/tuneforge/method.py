@@ -34,14 +34,14 @@ class Method:
         """The model with the right weights trainable; `adapter` is the folder of one to go on from."""
         raise NotImplementedError
 
-    def start(self, model: Any, num_steps: int) -> None:
+    def on_start(self, model: Any, num_steps: int) -> None:
         """Called once on the changed model, when the number of optimizer steps is known."""
 
     def penalty(self, model: Any) -> Tensor | None:
         """A term to add to the loss of an optimizer step; shape []."""
         return None
 
-    def after_step(self, model: Any, step: int) -> None:
+    def on_step_end(self, model: Any, step: int) -> None:
         """Called after optimizer step `step` (from 1), while the gradients are still there."""
 
     def learning_rate_scale(self, name: str) -> float:

@@ -76,7 +76,7 @@ def build(method: str, folder: Path):
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **extra)
     torch.manual_seed(1)
     model = built.apply(base)
-    built.start(model, 50)
+    built.on_start(model, 50)
     awake(model)
     return built, model, RATES.get(method, 1e-2)
 
@@ -147,7 +147,7 @@ def train(built, model, rate, steps: int = 50) -> list[float]:
         optimizer.zero_grad()
         (loss if penalty is None else loss + penalty).backward()
         optimizer.step()
-        built.after_step(model, step)
+        built.on_step_end(model, step)
         losses.append(float(loss.detach()))
     return losses
 

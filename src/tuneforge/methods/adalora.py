@@ -13,7 +13,7 @@ from tuneforge.methods.base import TargetedMethod, transposed
 from tuneforge.schema.types import Fraction, NonNegative, PositiveInt, Probability
 
 UNKNOWN_STEPS = 10**6
-"""PEFT wants the number of steps when the adapter is built; `start` puts in the real one."""
+"""PEFT wants the number of steps when the adapter is built; `on_start` puts in the real one."""
 
 FEWEST_STEPS = 5
 """Below, there is no step between warm-up and the end to weigh singular values in."""
@@ -56,7 +56,7 @@ class AdaLora(TargetedMethod):
             **self.targets(model),
         )
 
-    def start(self, model: Any, num_steps: int) -> None:
+    def on_start(self, model: Any, num_steps: int) -> None:
         """Lay the schedule over the run; one of a few steps, or that goes on from a pruned adapter, prunes nothing."""
         config = model.peft_config["default"]
         if num_steps < FEWEST_STEPS or config.rank_pattern is not None:
@@ -66,7 +66,7 @@ class AdaLora(TargetedMethod):
         config.tinit = int(num_steps * self.warmup)
         config.tfinal = int(num_steps * self.settled)
 
-    def after_step(self, model: Any, step: int) -> None:
+    def on_step_end(self, model: Any, step: int) -> None:
         """Weigh the singular values by their gradients, and prune."""
         model.base_model.update_and_allocate(step)
 

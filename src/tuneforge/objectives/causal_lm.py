@@ -60,7 +60,7 @@ class CausalLM(pl.LightningModule):
             enable_checkpointing(base)
         if context.config.model.torch_compile:
             compile_layers(model)
-        context.method.start(model, context.settled.num_steps)
+        context.method.on_start(model, context.settled.num_steps)
         self.model = model
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
         # and dropout are silently off (Lightning issue 20105).
@@ -153,7 +153,7 @@ class CausalLM(pl.LightningModule):
             return
         assert self._step_loss is not None
         assert self._grad_norm is not None
-        self.context.method.after_step(self.model, self.trainer.global_step)
+        self.context.method.on_step_end(self.model, self.trainer.global_step)
         loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
         labels = int(batch["num_labels"])
         tokens = settled.rows_per_step * settled.max_length
