@@ -35,6 +35,7 @@ contracts: $(STAMP)
 
 suite: $(STAMP)
 	$(BIN)/pytest -m "not soak and not gpu"
+	$(BIN)/pytest plugins
 
 soak: $(STAMP) ## what is too long for the suite
 	$(BIN)/pytest -m soak
