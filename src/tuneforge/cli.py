@@ -50,6 +50,9 @@ VERBS = {
         ("--from", "--why", "--diff", "--json"),
         "RUN",
     ),
+    "lr_find": Verb(
+        "a learning-rate range test on a slice of the data: a plot, and a value to paste", "lr_find", ("--from",), "RUN"
+    ),
     "plugins": Verb(
         "which plugins there are and what they add; new NAME --kind KIND writes one, check DIR tries one",
         "plugins",

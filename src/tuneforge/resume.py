@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "callbacks",
     "samples",
     "sanity",
+    "lr_find",
     "trainer.max_steps",
     "trainer.log_every_n_steps",
 )
@@ -40,12 +41,12 @@ def choose(composed: Composed) -> Place:
     """
     wanted = composed.config.resume
     if wanted is None:
-        return _fresh(composed)
+        return fresh(composed)
     if wanted == "auto":
         found = newest_unfinished(composed)
         if found is None:
             say("resume=auto: no unfinished run of this config, starting fresh")
-            return _fresh(composed)
+            return fresh(composed)
         return _continue(composed, found, None)
     path = Path(wanted).expanduser()
     if path.suffix == ".ckpt" and path.is_file():
@@ -78,7 +79,12 @@ def newest_unfinished(composed: Composed) -> Path | None:
     return max(fitting)[1] if fitting else None
 
 
-def _fresh(composed: Composed) -> Place:
+def fresh(composed: Composed) -> Place:
+    """The run folder of a run that starts.
+
+    Raises:
+        TuneforgeError: it holds a run already.
+    """
     if (composed.run_dir / "run.json").exists():
         raise TuneforgeError(
             "folder-in-use",

@@ -39,6 +39,9 @@ def test_a_command_that_is_shown_composes(command, capsys):
     words = [a for a in rest if "=" not in a]
     verb = words.pop(0) if words and words[0] in VERBS else "train"
     _check_flags(verb, flags)
+    if verb == "plugins":
+        assert not words or words[0] in ("new", "check")
+        return
     # RUN and *.yaml stand for a folder or file of the reader's.
     assert all(w.isupper() or w.endswith(".yaml") for w in words)
     compose(first_of_sweep([a for a in rest if "=" in a]))

@@ -89,8 +89,15 @@ def test_every_key_of_the_schema_is_read_by_a_run(command, compositions, monkeyp
     monkeypatch.setattr(targets, "make", make)
 
     epochs = [o for o in SHORT if not o.startswith(("trainer.max_steps", "data.max_rows"))]
-    options = [*epochs, "trainer.max_epochs=1", "data.max_rows=16", "trainer.log_every_n_steps=1"]
-    assert command(*options, "hardware=cpu", "resume=auto").code == 0
+    options = [
+        *epochs,
+        "trainer.max_epochs=1",
+        "data.max_rows=16",
+        "trainer.log_every_n_steps=1",
+        "data.replay.fraction=0.1",
+    ]
+    assert command(*options, "hardware=cpu", "resume=auto", "sanity.overfit_one_batch=true").code == 0
+    assert command("lr_find", *options, "lr_find.steps=12", "lr_find.lowest=1e-3").code == 0
     assert command(*options, "hardware=h100", "hardware.require=true").code == 2
     assert command("plan", "hardware=rtx4090", "method=qlora").code == 0
 

@@ -65,6 +65,12 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
     )
 
 
+def slice_of(rows: Source, share: float, at_least: int, seed: int) -> Source:
+    """A share of the train examples, for trials that need few."""
+    count = max(at_least, round(len(rows.train) * share))
+    return dataclasses.replace(rows, train=_sample(rows.train, count, seed), eval=_sample(rows.eval, 8, seed))
+
+
 def _replayed(replay: Replay, count: int, seed: int) -> list[Example]:
     """So many general examples that they are `replay.fraction` of all; all there are, where that is fewer."""
     if not replay.fraction:

@@ -16,9 +16,6 @@ from tuneforge.method import Method
 class PeftMethod(Method):
     """An adapter of PEFT beside a frozen base. Adapters are fp32."""
 
-    modules_to_save: list[str] | None = None
-    """Names of modules that are trained in full and saved with the adapter, such as a new head."""
-
     def peft_config(self, model: PreTrainedModel) -> PeftConfig:
         """PEFT's description of the adapter for this model."""
         raise NotImplementedError
@@ -76,6 +73,8 @@ class TargetedMethod(PeftMethod):
     """all-linear (every linear layer but the head); names of modules; or a pattern for their full names."""
     layers_to_transform: list[int] | None = None
     """Numbers of the layers to attach to, from 0; null: all. Later layers are more task-specific."""
+    modules_to_save: list[str] | None = None
+    """Names of modules that are trained in full and saved with the adapter, such as a new head."""
 
     def targets(self, model: PreTrainedModel) -> dict[str, Any]:
         """PEFT's arguments for where to attach.

@@ -23,6 +23,8 @@ class Ia3(PeftMethod):
     """Modules that are scaled. auto: keys, values and the MLP's last matrix, as in the paper."""
     feedforward_modules: list[str] | None = None
     """Those of them whose input is scaled instead of their output. null: the MLP's last matrix."""
+    modules_to_save: list[str] | None = None
+    """Names of modules that are trained in full and saved with the adapter, such as a new head."""
 
     def peft_config(self, model: PreTrainedModel) -> IA3Config:
         """(IA)3's.

@@ -10,6 +10,7 @@ from tuneforge.schema.training import (
     Batch,
     Callback,
     Logger,
+    LrFind,
     Optim,
     Samples,
     Sanity,
@@ -53,6 +54,8 @@ class Config:
     """Answers before and after."""
     sanity: Sanity = field(default_factory=Sanity)
     """Checks before the run."""
+    lr_find: LrFind = field(default_factory=LrFind)
+    """The learning-rate range test."""
     seed: Count = 17
     """Seeds weights, splits, row order and dropout."""
     resume: str | None = None

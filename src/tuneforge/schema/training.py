@@ -126,3 +126,19 @@ class Sanity:
     """Optimizer steps it may take."""
     below: Fraction = 0.2
     """Share of its first loss that the batch must come down to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrFind:
+    """The range test of `tuneforge lr_find`; a run reads none of it."""
+
+    lowest: PositiveFloat = 1e-6
+    """Learning rate of the first step."""
+    highest: PositiveFloat = 1.0
+    """Learning rate of the last step, if the loss has not diverged before."""
+    steps: PositiveInt = 80
+    """Optimizer steps from one to the other."""
+    share: Fraction = 0.01
+    """Share of the train rows that is used."""
+    at_least: PositiveInt = 256
+    """Documents that are used at least."""

@@ -1,0 +1,41 @@
+"""`tuneforge lr_find`: a learning rate for this run, as an override to paste."""
+
+import shlex
+
+from tuneforge.commands.request import Request
+from tuneforge.console import quiet_libraries, say
+from tuneforge.errors import EXIT_OK, TuneforgeError
+
+
+def run(request: Request) -> int:
+    """Grow the rate on a slice of the data until the loss diverges; numbers and a plot are kept, and no weights."""
+    quiet_libraries()
+    composed = request.compose()
+    if composed.config.trainer.devices not in ("auto", 1):
+        raise TuneforgeError(
+            "lr-find-on-one-device", "lr_find runs on one device", path="trainer.devices", fix="drop trainer.devices"
+        )
+    from tuneforge.boundary import library_errors_explained
+    from tuneforge.compat import import_bitsandbytes
+    from tuneforge.data import source
+    from tuneforge.resume import fresh
+
+    import_bitsandbytes()
+    from tuneforge.lr_find import find
+
+    settings = composed.config.lr_find
+    rows = source.read(composed.config.data, composed.tree["data"], composed.config.seed)
+    place = fresh(composed)
+    with library_errors_explained(composed.config):
+        found = find(composed, source.slice_of(rows, settings.share, settings.at_least, composed.config.seed), place)
+    plot = place.folder.root / "lr_find.png"
+    say(
+        f"{len(found.rates)} steps from {found.rates[0]:.1e} to {found.rates[-1]:.1e}"
+        f"{', where the loss diverged' if found.diverged else ''}"
+    )
+    say(f"lowest loss {min(found.smoothed):.3f} at {found.rates[found.smoothed.index(min(found.smoothed))]:.1e}")
+    say(f"plot        {plot if plot.is_file() else 'pip install tuneforge[plot] draws one'}")
+    say(f"suggested   optim.lr={found.suggested:g}   (this config has {composed.config.optim.lr:g})")
+    typed = [o for o in request.overrides if not o.startswith(("optim.lr=", "hydra."))]
+    say(f"next        {shlex.join(['python', '-m', 'tuneforge', *typed, f'optim.lr={found.suggested:g}'])}")
+    return EXIT_OK

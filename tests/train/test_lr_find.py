@@ -1,0 +1,45 @@
+"""`lr_find`: a rate to paste, a plot, and no weights."""
+
+import json
+
+import pytest
+
+from tuneforge.errors import RefusedError
+from tuneforge.lr_find import smoothed, suggestion
+
+FEW = ("data.max_rows=300", "data.split.max_eval_rows=8", "batch.effective=8", "samples.num=0", "lr_find.steps=40")
+
+
+def test_it_suggests_a_rate_that_learns_and_leaves_a_plot(command):
+    ran = command("lr_find", *FEW, "lr_find.lowest=1e-5")
+    assert ran.code == 0, ran.err
+    found = json.loads((ran.folder / "lr_find.json").read_text())
+    assert 1e-4 < found["suggested"] < 0.3
+    assert found["rates"] == sorted(found["rates"])
+    assert found["diverged"] or found["rates"][-1] == pytest.approx(1.0)
+    assert f"optim.lr={found['suggested']:g}" in ran.out
+    assert (ran.folder / "lr_find.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in ran.folder.iterdir()} == {"lr_find.json", "lr_find.png"}
+    tuned = command(*FEW[:-1], f"optim.lr={found['suggested']:g}", "trainer.max_steps=8")
+    assert tuned.losses[-1] < 0.9 * tuned.losses[0]
+
+
+def test_a_model_that_does_not_learn_has_no_rate(command):
+    ran = command("lr_find", *FEW, "lr_find.lowest=1e-12", "lr_find.highest=1e-11", "lr_find.steps=6")
+    assert ran.code == 3
+    assert "the loss fell at no rate of the range" in ran.err
+    assert not ran.folder.exists()
+
+
+def test_the_steepest_fall_is_found():
+    rates = [10 ** (-6 + 0.2 * i) for i in range(30)]
+    losses = (
+        [5.0] * 10 + [5.0 - 0.1 * i for i in range(5)] + [4.0, 3.0, 2.0] + [1.9] * 6 + [3.0, 6.0, 9.0, 9.0, 9.0, 9.0]
+    )
+    found = suggestion(rates, losses)
+    late = [5.0] * 10 + [4.0, 3.0, 2.9, *(2.9 - 0.01 * i for i in range(17))]
+    assert suggestion(rates, late) == pytest.approx(rates[10], rel=0.7)
+    assert found == pytest.approx(min(rates[16], rates[17] / 10), rel=0.7)
+    with pytest.raises(RefusedError):
+        suggestion(rates, [5.0] * 30)
+    assert smoothed([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
