@@ -22,6 +22,7 @@ import pytest
 
 from tuneforge.cli import VERBS, run
 from tuneforge.compose import compose
+from tuneforge.console import console
 from tuneforge.front import front, groups
 from tuneforge.schema.signature import read_signature
 
@@ -77,6 +78,8 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("TUNEFORGE_PLUGIN_PATH", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    # check_plugin in an earlier test leaves rich's console on that test's stdout.
+    monkeypatch.setattr(console, "_file", None)
     assert [p for p in PACKAGES if importlib.util.find_spec(p)] == []
     yield tmp_path
     for name in [n for n in sys.modules if n.partition(".")[0] in PACKAGES]:
