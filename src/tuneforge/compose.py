@@ -11,6 +11,7 @@ import math
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tuneforge import inert, rules
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
+from tuneforge.interpolation import lookup
 from tuneforge.overrides import first_of_sweep, is_hydra, normalise, option_of_broken_plugin
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import taken_twice
@@ -105,8 +107,12 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
 
 
 def used_plugins(choices: Mapping[str, str], tree: Mapping[str, Any]) -> tuple[Plugin, ...]:
-    """The plugins that a config draws on: by an option of theirs, or by a `_target_` in their package."""
+    """The plugins that a config draws on: by an option of theirs, or by a name in their package."""
     packages = {target.partition(".")[0] for target in _targets(tree)}
+    # The two keys that can name a plugin's code or file without a `_target_`.
+    for path, mark in (("data.format", "."), ("model.chat_template", ":")):
+        with suppress(KeyError):
+            packages.add(str(lookup(tree, path)).partition(mark)[0])
     chosen = set(choices.items())
     return tuple(
         p

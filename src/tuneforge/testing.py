@@ -188,7 +188,8 @@ def _quietly(overrides: list[str]) -> tuple[int, str]:
     from tuneforge.train import launch
 
     said = io.StringIO()
-    before: Any = console.file
+    # `file` would answer with the stdout of the moment: what is kept is that none was set.
+    before: Any = console._file
     console.file = said
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -198,5 +199,5 @@ def _quietly(overrides: list[str]) -> tuple[int, str]:
     except Exception:  # a fault of the plugin's code: its traceback is the answer
         return EXIT_BUG, "\n".join(traceback.format_exc().strip().splitlines()[-8:])
     finally:
-        console.file = before
+        console._file = before
     return code, "\n".join(said.getvalue().strip().splitlines()[-8:])

@@ -94,6 +94,13 @@ def test_a_plugins_options_are_checked_against_the_signature_of_its_code(write):
     assert "plug_alpha" not in sys.modules
 
 
+def test_a_format_or_a_template_alone_makes_a_plugin_used(write):
+    code = "def fmt(fields):\n    return fields\n"
+    write("alpha", {"plug_alpha/__init__.py": "", "plug_alpha/code.py": code, "plug_alpha/t.jinja": "x"})
+    for override in ("data.format=plug_alpha.code.fmt", "model.chat_template='plug_alpha:t.jinja'"):
+        assert [p.name for p in compose([override]).plugins] == ["alpha"]
+
+
 def test_a_plugins_own_option_file_is_checked_too(write):
     root = with_method(write, more="extar: 4\n")
     said = refusal("method=mine")
