@@ -141,7 +141,41 @@ def load_model(
             attn_implementation=model.attn_implementation,
             **extra,
         )
+    if quantization_config is not None:
+        check_quantised(loaded)
     return loaded
+
+
+LEAST_QUANTISED = 0.9
+"""Share of the weights inside the layers that a quantised model must really have quantised."""
+
+
+def check_quantised(model: PreTrainedModel) -> None:
+    """Refuse a "quantised" model most of which is not: fused experts of a mixture pass bitsandbytes by, without a word.
+
+    Raises:
+        TuneforgeError: less than `LEAST_QUANTISED` of the matrices are quantised.
+    """
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    outside = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    quantised, plain = 0, dict[str, int]()
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit | Linear8bitLt):
+            quantised += module.in_features * module.out_features
+        elif id(module) not in outside and not isinstance(module, torch.nn.Embedding):
+            own = module.named_parameters(prefix=name, recurse=False)
+            plain |= {n: p.numel() for n, p in own if p.ndim > 1}
+    whole = quantised + sum(plain.values())
+    if whole and quantised < LEAST_QUANTISED * whole:
+        largest = max(plain, key=plain.__getitem__)
+        raise TuneforgeError(
+            "not-quantised",
+            f"only {quantised / whole:.0%} of the layers' weights can be quantised: {largest} and its like stay whole, "
+            "and the run would need the memory of an unquantised one",
+            path="method",
+            fix="use method=lora on a device that holds the model, or a model whose experts are linear layers",
+        )
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
