@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from tuneforge import rules
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
@@ -19,8 +20,8 @@ from tuneforge.compose import Composed
 from tuneforge.console import say, warn
 from tuneforge.context import Context
 from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler
-from tuneforge.data.encode import Encoded, encode
-from tuneforge.data.source import Source
+from tuneforge.data.encode import Document, Encoded, encode
+from tuneforge.data.source import Source, general_examples
 from tuneforge.data.template import choose_template
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.machine import Machine, compare, detect
@@ -61,12 +62,32 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     _say_lost(train, max_length, config.data.overlong)
     train_rows, eval_rows = (Rows(side.documents, max_length, config.data.packing) for side in (train, held))
     check_labels(train.documents, tokenizer, config.data.train_on)
+    general = tuple(_general(config, tokenizer, max_length))
     method = make(tree["method"])
     costs = None if isinstance(config.batch.per_device, int) else estimable(architecture.to_dict(), tree["method"])
     settled = settle(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
     return Context(
-        config, tree, machine, settled, folder, tokenizer, architecture, method, train_rows, eval_rows, tuple(rows.eval)
+        config,
+        tree,
+        machine,
+        settled,
+        folder,
+        tokenizer,
+        architecture,
+        method,
+        train_rows,
+        eval_rows,
+        tuple(rows.eval),
+        general,
     )
+
+
+def _general(config: Config, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Document]:
+    """The documents that `regularise.ewc` measures on; none where it is off."""
+    if not config.regularise.ewc:
+        return []
+    examples = general_examples(config.regularise.path, config.regularise.rows, config.seed)
+    return encode(examples, tokenizer, train_on="all", max_length=max_length, overlong="truncate").documents
 
 
 def _refuse_what_cannot_work(

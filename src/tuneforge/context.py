@@ -1,12 +1,15 @@
 """What a run's parts share: the checked config, the machine, the settled numbers and the run folder."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tuneforge.artifacts.folder import RunFolder
-from tuneforge.data.batches import Rows
+from tuneforge.data.batches import Collate, Rows
+from tuneforge.data.encode import Document
 from tuneforge.data.formats import Example
 from tuneforge.machine import Machine
 from tuneforge.method import Method
@@ -32,3 +35,18 @@ class Context:
     eval_rows: Rows
     eval_examples: tuple[Example, ...] = ()
     """The held-out examples before they became tokens, for metrics of an objective's own."""
+    general: tuple[Document, ...] = ()
+    """General documents for `regularise.ewc`."""
+
+    @property
+    def num_general(self) -> int:
+        """How many there are."""
+        return len(self.general)
+
+    def general_batches(self, device: torch.device) -> Iterator[Any]:
+        """One document each, on the device."""
+        collate = Collate(0)
+        for row in range(len(self.general)):
+            rows = Rows([self.general[row]], self.settled.max_length, packing=False)
+            batch: Any = collate([rows[0, int(rows.num_labels[0])]])
+            yield {k: v.to(device) for k, v in batch.items()}

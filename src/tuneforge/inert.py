@@ -78,6 +78,8 @@ def _outdone(config: Config) -> dict[str, str]:
         found |= dict.fromkeys(("data.split.eval_fraction", "data.split.by"), "data.split.eval_path is given")
     if config.samples.num == 0:
         found["samples.max_new_tokens"] = "samples.num is 0"
+    if not config.regularise.ewc:
+        found |= dict.fromkeys(("regularise.path", "regularise.rows"), "regularise.ewc is 0")
     if not config.sanity.overfit_one_batch:
         found |= dict.fromkeys(("sanity.steps", "sanity.below"), "sanity.overfit_one_batch is off")
     if config.model.path.startswith("bundled:") or Path(config.model.path).expanduser().is_dir():

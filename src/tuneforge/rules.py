@@ -133,6 +133,28 @@ def a_rewritten_base_is_unquantised(config: Config, tree: Mapping[str, Any]) -> 
 
 
 @rule
+def a_divergence_has_its_base(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """`regularise.kl` compares with the model without its adapter, which must be the base that was loaded."""
+    if not config.regularise.kl:
+        return None
+    init = str(tree["method"].get("init_lora_weights", "default"))
+    if config.method.name in WITHOUT_ADAPTER:
+        why = f"method={config.method.name} changes the base itself"
+    elif init.startswith(("pissa", "olora")):
+        why = f"method={config.method.name} rewrites the base (init_lora_weights={init})"
+    elif tree["method"].get("bias", "none") != "none":
+        why = f"method.bias={tree['method']['bias']} trains the base's biases"
+    else:
+        return None
+    return Problem(
+        "no-base-to-compare",
+        f"compares with the base, and {why}",
+        "regularise.kl",
+        fix="use method=lora, or regularise.ewc instead",
+    )
+
+
+@rule
 def prompts_are_not_packed(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """Prompt methods ignore positions: documents of a packed row would see each other."""
     if "num_virtual_tokens" not in tree["method"] or not config.data.packing:

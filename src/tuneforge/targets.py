@@ -92,7 +92,8 @@ def load(target: str) -> Callable[..., Any]:
 
 def _reason(error: BaseException) -> str:
     """The last line of the error underneath: Hydra wraps it in its own."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+    first = error
+    while (cause := first.__cause__) is not None:
+        first = cause
+    lines = str(first).strip().splitlines()
+    return f"{type(first).__name__}: {lines[-1] if lines else ''}"

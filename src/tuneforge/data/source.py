@@ -75,12 +75,21 @@ def _replayed(replay: Replay, count: int, seed: int) -> list[Example]:
     """So many general examples that they are `replay.fraction` of all; all there are, where that is fewer."""
     if not replay.fraction:
         return []
-    rows = [r for r in pydoc_text() if not r.held_out] if replay.path == "bundled" else file(path=replay.path)
-    general, _ = convert(rows, recognise(rows), "skip")
-    wanted = round(count * replay.fraction / (1 - replay.fraction))
+    wanted = max(1, round(count * replay.fraction / (1 - replay.fraction)))
+    general = general_examples(replay.path, wanted, seed)
     if wanted > len(general):
         warn(f"data.replay wants {wanted} general rows and {replay.path} has {len(general)}: all of them are used")
-    return _sample(general, max(1, wanted), seed)
+    return general
+
+
+def general_examples(path: str, count: int, seed: int) -> list[Example]:
+    """Up to `count` examples of a file of any format, or of the standard library's documentation (`bundled`).
+
+    Raises:
+        TuneforgeError: a file that cannot be read.
+    """
+    rows = [r for r in pydoc_text() if not r.held_out] if path == "bundled" else file(path=path)
+    return _sample(convert(rows, recognise(rows), "skip")[0], count, seed)
 
 
 def _check_sides(train: Sequence[Example], held: Sequence[Example]) -> None:

@@ -20,6 +20,7 @@ from tuneforge.data.batches import Batch
 from tuneforge.data.encode import IGNORE
 from tuneforge.models import load_model
 from tuneforge.objectives.parameters import parameter_groups
+from tuneforge.objectives.regularisers import Consolidation, divergence
 from tuneforge.targets import make
 
 
@@ -42,6 +43,7 @@ class CausalLM(pl.LightningModule):
         self._rate = 0.0
         self._step_seconds = 0.0
         self._grad_norm: Tensor | None = None
+        self._consolidation = Consolidation(context.config.regularise.ewc)
 
     # ---- building
 
@@ -90,13 +92,19 @@ class CausalLM(pl.LightningModule):
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Summed cross-entropy over the supervised tokens of a micro-batch; shape []."""
+        return self._loss_and_logits(batch)[0]
+
+    def _loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The summed loss, the logits it comes from ([kept, vocabulary]) and where they are ([rows, tokens])."""
         keep = batch["labels"] != IGNORE
         if not bool(keep.any()):
             # A batch of padding alone (another device had a row more): nothing to learn, and no NaN from a mean over 0.
             keep = torch.zeros_like(keep)
             keep[0, 0] = True
-            return self._logits(batch, keep).sum() * 0.0
-        return self.loss_of_logits(self._logits(batch, keep).float(), batch["labels"][keep], batch)
+            logits = self._logits(batch, keep)
+            return logits.sum() * 0.0, logits, keep
+        logits = self._logits(batch, keep).float()
+        return self.loss_of_logits(logits, batch["labels"][keep], batch), logits, keep
 
     def loss_of_logits(self, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
         """Summed loss of the supervised tokens: logits [tokens, vocabulary] in fp32, labels [tokens]; shape [].
@@ -126,12 +134,43 @@ class CausalLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the step's loss, scaled against Lightning's and DDP's own averaging."""
-        share = self.loss_sum(batch) / batch["num_labels"]
+        loss, logits, keep = self._loss_and_logits(batch)
+        share = loss / batch["num_labels"]
         detached = share.detach()
         self._step_loss = detached if self._step_loss is None else self._step_loss + detached
         passes = self.context.settled.accumulate * self.context.settled.world_size
-        penalty = self.context.method.penalty(self.model)
-        return share * passes if penalty is None else share * passes + penalty
+        total = share * passes
+        if self.context.config.regularise.kl:
+            near = divergence(self._base_logits(batch, keep), logits) / batch["num_labels"]
+            total = total + self.context.config.regularise.kl * near * passes
+        for penalty in self._penalties():
+            total = total + penalty
+        return total
+
+    def _penalties(self) -> Iterator[Tensor]:
+        """Terms that hang on weights alone: the same in each micro-batch, and averaged over them by Lightning."""
+        own = self.context.method.penalty(self.model)
+        if own is not None:
+            yield own
+        if self._consolidation.strength:
+            assert self.model is not None
+            yield self._consolidation.penalty(self.model)
+
+    @torch.no_grad()
+    def _base_logits(self, batch: Batch, keep: Tensor) -> Tensor:
+        """Logits of the model without its adapter; a rule refuses methods under which that is not the base."""
+        assert isinstance(self.model, PeftModel)
+        self.eval()
+        try:
+            with self.model.disable_adapter():
+                return self._logits(batch, keep).float()
+        finally:
+            self.train()
+
+    def on_train_start(self) -> None:
+        """With `regularise.ewc`: which weights the general rows need."""
+        if self._consolidation.strength:
+            self._consolidation.measure(self, self.context)
 
     def configure_gradient_clipping(
         self,
@@ -202,11 +241,13 @@ class CausalLM(pl.LightningModule):
         names = self.trainable_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         checkpoint["method"] = self.context.method.state(self.model)
+        checkpoint["consolidation"] = self._consolidation.state()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Every trainable weight must come back: a partial load would train on in silence with fresh ones."""
         missing = self.trainable_names() - set(checkpoint["state_dict"])
         self.context.method.load_state(self.model, checkpoint["method"])
+        self._consolidation.load_state(checkpoint["consolidation"], self.device)
         assert not missing, f"checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[:3]} among them"
 
 

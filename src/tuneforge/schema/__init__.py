@@ -12,6 +12,7 @@ from tuneforge.schema.training import (
     Logger,
     LrFind,
     Optim,
+    Regularise,
     Samples,
     Sanity,
     Scheduler,
@@ -52,6 +53,8 @@ class Config:
     """The loop."""
     samples: Samples = field(default_factory=Samples)
     """Answers before and after."""
+    regularise: Regularise = field(default_factory=Regularise)
+    """What holds the model near its base."""
     sanity: Sanity = field(default_factory=Sanity)
     """Checks before the run."""
     lr_find: LrFind = field(default_factory=LrFind)

@@ -142,3 +142,18 @@ class LrFind:
     """Share of the train rows that is used."""
     at_least: PositiveInt = 256
     """Documents that are used at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularise:
+    """Terms of the loss that hold a model near what it was, against forgetting."""
+
+    ewc: NonNegative = 0.0
+    """Strength of elastic weight consolidation (arXiv 1612.00796), which holds weights where general rows need them;
+    0: off. It multiplies squared gradients, which are small, so that values that do something are large: 1e3 and up."""
+    kl: NonNegative = 0.0
+    """Weight of the divergence of the base's predictions from the tuned model's on the train rows. 0: off."""
+    path: str = "bundled"
+    """A file of general rows for `ewc`; bundled: the standard library's documentation as text."""
+    rows: PositiveInt = 64
+    """General rows that the weights' importance is measured on."""
