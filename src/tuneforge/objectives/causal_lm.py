@@ -43,7 +43,7 @@ class CausalLM(pl.LightningModule):
         self._rate = 0.0
         self._step_seconds = 0.0
         self._grad_norm: Tensor | None = None
-        self._consolidation = Consolidation(context.config.regularise.ewc)
+        self._consolidation: Consolidation | None = None
 
     # ---- building
 
@@ -63,6 +63,8 @@ class CausalLM(pl.LightningModule):
         if context.config.model.torch_compile:
             compile_layers(model)
         context.method.on_start(model, context.settled.num_steps)
+        if context.config.regularise.ewc:
+            self._consolidation = Consolidation(context.config.regularise.ewc)
         self.model = model
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
         # and dropout are silently off (Lightning issue 20105).
@@ -152,7 +154,7 @@ class CausalLM(pl.LightningModule):
         own = self.context.method.penalty(self.model)
         if own is not None:
             yield own
-        if self._consolidation.strength:
+        if self._consolidation is not None:
             assert self.model is not None
             yield self._consolidation.penalty(self.model)
 
@@ -169,7 +171,7 @@ class CausalLM(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """With `regularise.ewc`: which weights the general rows need."""
-        if self._consolidation.strength:
+        if self._consolidation is not None:
             self._consolidation.measure(self, self.context)
 
     def configure_gradient_clipping(
@@ -241,13 +243,15 @@ class CausalLM(pl.LightningModule):
         names = self.trainable_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         checkpoint["method"] = self.context.method.state(self.model)
-        checkpoint["consolidation"] = self._consolidation.state()
+        if self._consolidation is not None:
+            checkpoint["consolidation"] = self._consolidation.state()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Every trainable weight must come back: a partial load would train on in silence with fresh ones."""
         missing = self.trainable_names() - set(checkpoint["state_dict"])
         self.context.method.load_state(self.model, checkpoint["method"])
-        self._consolidation.load_state(checkpoint["consolidation"], self.device)
+        if self._consolidation is not None:
+            self._consolidation.load_state(checkpoint["consolidation"], self.device)
         assert not missing, f"checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[:3]} among them"
 
 
