@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from tuneforge import rules
+from tuneforge import adapters, rules
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
 from tuneforge.artifacts.folder import RunFolder
 from tuneforge.artifacts.loggers import MetricsFile
@@ -25,11 +25,13 @@ from tuneforge.data.source import Source, general_examples
 from tuneforge.data.template import choose_template
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.machine import Machine, compare, detect
+from tuneforge.method import Method
 from tuneforge.models import check_weights, load_config, load_tokenizer, max_positions
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
 from tuneforge.settle import Costs, settle
 from tuneforge.targets import make
+from tuneforge.vocabulary import add_tokens
 
 
 def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
@@ -46,6 +48,9 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     check_weights(config.model)
     architecture, tokenizer = load_config(config.model), load_tokenizer(config.model)
     _refuse_what_cannot_work(config, tree, machine, architecture.to_dict())
+    method = make(tree["method"])
+    _add_tokens(config, tokenizer, method)
+    adapters.check(config.model, tree["method"], method, tokenizer)
     template = choose_template(tokenizer, config.model.chat_template)
     if any(example.messages for example in rows.train[:1]):
         say(template)
@@ -63,7 +68,6 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     train_rows, eval_rows = (Rows(side.documents, max_length, config.data.packing) for side in (train, held))
     check_labels(train.documents, tokenizer, config.data.train_on)
     general = tuple(_general(config, tokenizer, max_length))
-    method = make(tree["method"])
     costs = None if isinstance(config.batch.per_device, int) else estimable(architecture.to_dict(), tree["method"])
     settled = settle(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
     return Context(
@@ -80,6 +84,18 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         tuple(rows.eval),
         general,
     )
+
+
+def _add_tokens(config: Config, tokenizer: PreTrainedTokenizerBase, method: Method) -> None:
+    tokens = config.model.add_tokens or []
+    if tokens and not method.new_tokens:
+        raise TuneforgeError(
+            "untrained-tokens",
+            f"adds {len(tokens)} tokens, and method={config.method.name} leaves their embeddings as they are drawn",
+            path="model.add_tokens",
+            fix="use method=lora or one of its relatives, or method=full",
+        )
+    add_tokens(tokenizer, tokens)
 
 
 def _general(config: Config, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Document]:

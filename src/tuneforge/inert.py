@@ -84,6 +84,10 @@ def _outdone(config: Config) -> dict[str, str]:
         found |= dict.fromkeys(("sanity.steps", "sanity.below"), "sanity.overfit_one_batch is off")
     if config.model.path.startswith("bundled:") or Path(config.model.path).expanduser().is_dir():
         found["model.revision"] = "model.path is on this machine and has no revisions"
+    if not isinstance(config.model.adapter, list) or len(config.model.adapter) < 2:
+        found["model.combination"] = "model.adapter names no adapters to combine"
+    elif config.model.combination.type not in ("ties", "dare_linear", "dare_ties"):
+        found["model.combination.density"] = f"model.combination.type={config.model.combination.type} drops no weights"
     if config.trainer.devices == 1:
         found["strategy.process_group_backend"] = "one process talks to no other"
     return found

@@ -20,11 +20,18 @@ class Method:
     """Equal rows give equal numbers whatever is beside them; not so where activations are quantised together."""
     checkpoints: ClassVar[bool] = True
     """Activations can be recomputed in the backward pass."""
+    new_tokens: ClassVar[bool] = False
+    """Trains the embeddings of `model.add_tokens` (`tuneforge.vocabulary.added_tokens` has their ids)."""
 
     @property
     def virtual_tokens(self) -> int:
         """Tokens that the method puts in front of every row, and that have hidden states of their own."""
         return 0
+
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether the base without the adapter is no longer the model that was loaded."""
+        return False
 
     def quantization_config(self, dtype: torch.dtype) -> Any:
         """How the base is quantised while it loads; None: not at all."""

@@ -93,14 +93,15 @@ def adapters_need_pretrained_weights(config: Config, tree: Mapping[str, Any]) ->
 
 @rule
 def a_continued_adapter_has_its_method(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """`model.adapter` continues an adapter; a method that trains none cannot use it."""
-    if config.model.adapter is None or config.method.name not in WITHOUT_ADAPTER:
+    """Adapters are continued, or kept beside a trained one; a method that trains none cannot use them."""
+    key = "model.adapter" if config.model.adapter else "model.frozen_adapters"
+    if not (config.model.adapter or config.model.frozen_adapters) or config.method.name not in WITHOUT_ADAPTER:
         return None
     return Problem(
         "adapter-without-method",
-        f"model.adapter continues from an adapter, and method={config.method.name} trains none",
-        "model.adapter",
-        fix="use the method that made the adapter (adapter_config.json names it), or drop model.adapter",
+        f"names an adapter, and method={config.method.name} trains none",
+        key,
+        fix="use the method that made the adapter (adapter_config.json names it), or drop the key",
     )
 
 

@@ -86,6 +86,12 @@ def test_knobs_that_do_not_fit_the_model_are_refused_before_training(refused, tm
 def test_an_adapter_of_another_base_is_refused_with_shapes_and_its_base(command, refused, model_folders):
     ran = command("model=hf", f"model.path={model_folders['llama']}", *TINY)
     said = refused(*TINY, f"model.adapter={ran.folder / 'adapter'}")
+    assert "was trained with another tokenizer" in said
+    assert str(model_folders["llama"]) in said
+    # An adapter that came without its tokenizer: the shapes tell.
+    for file in (ran.folder / "adapter").glob("tokenizer*"):
+        file.unlink()
+    said = refused(*TINY, f"model.adapter={ran.folder / 'adapter'}")
     assert "cannot be loaded on this model" in said
     assert f"it was made for {model_folders['llama']}" in said
 

@@ -1,6 +1,7 @@
 """Every key of Axolotl's configuration reference, those of earlier versions and its own plugins included."""
 
 from tuneforge.importers.common import Handled, Not, Rule, To, every, number, switch, whole
+from tuneforge.importers.shared import listed
 from tuneforge.importers.trainer_args import DEVICE, HUB, LOADER, LOGGING, MEMORY, METRICS, SAVING
 
 _KERNEL = "a faster kernel there; the numbers are the same without it"
@@ -34,6 +35,7 @@ RULES: dict[str, Rule] = {
     "full_determinism": To("trainer.deterministic", switch),
     "num_generation_samples": To("samples.num", whole),
     "generation_max_new_tokens": To("samples.max_new_tokens", whole),
+    "tokens": To("model.add_tokens", listed),
     "rl_beta": To("task_recipe.beta", number),
     "model_type": Not("the class is read from the model's own config", ("AutoModelForCausalLM",)),
     "type_of_model": Not("the class is read from the model's own config", ("AutoModelForCausalLM",)),
@@ -115,7 +117,7 @@ RULES: dict[str, Rule] = {
         Not(_RL),
     ),
     **every(
-        "special_tokens tokens added_tokens_overrides eot_tokens tokenizer_config tokenizer_legacy "
+        "special_tokens added_tokens_overrides eot_tokens tokenizer_config tokenizer_legacy "
         "tokenizer_use_mistral_common resize_token_embeddings_to_32x mean_resizing_embeddings shrink_embeddings "
         "fix_untrained_tokens default_system_message chat_template_kwargs base_model_config cls_model_config "
         "model_config model_kwargs overrides_of_model_config overrides_of_model_kwargs processor_type rope_scaling",

@@ -227,6 +227,7 @@ _OTHER = "not supported here: the run trains without it"
 _INFER = "about inference, export or serving, which training does not read"
 RULES: dict[str, Rule] = {
     **TRAINER_RULES,
+    "add_tokens": To("model.add_tokens", shared.listed),
     **every(
         "model_name_or_path model_revision trust_remote_code flash_attn train_from_scratch template stage "
         "finetuning_type quantization_bit use_dora use_rslora pissa_init lora_rank lora_alpha lora_dropout "
@@ -285,7 +286,7 @@ RULES: dict[str, Rule] = {
         "apollo_proj apollo_proj_type apollo_layerwise apollo_scale_front use_badam badam_mode badam_start_block "
         "badam_switch_mode badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose use_swanlab "
         "use_llama_pro use_adam_mini use_mca use_muon use_dft_loss use_eaft_loss adapter_folder resize_vocab "
-        "split_special_tokens add_tokens add_special_tokens new_special_tokens_config init_special_tokens rope_scaling "
+        "split_special_tokens add_special_tokens new_special_tokens_config init_special_tokens rope_scaling "
         "shift_attn mixture_of_depths use_unsloth use_unsloth_gc enable_liger_kernel moe_aux_loss_coef "
         "upcast_layernorm upcast_lmhead_output use_v1_kernels quantization_device_map fp8 fp8_backend "
         "fp8_enable_fsdp_float8_all_gather image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches "

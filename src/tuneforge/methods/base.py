@@ -1,6 +1,7 @@
 """What the methods of PEFT share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -8,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tuneforge.adapters import fitting
 from tuneforge.errors import TuneforgeError, did_you_mean, near
 from tuneforge.method import Method
 
@@ -45,20 +47,13 @@ class PeftMethod(Method):
         Raises:
             TuneforgeError: it cannot be loaded, or is of another base.
         """
-        made_for = ""
-        try:
-            config = PeftConfig.from_pretrained(adapter)
-            made_for = f"; it was made for {config.base_model_name_or_path}"
+        config = PeftConfig.from_pretrained(adapter)
+        with fitting(adapter, "model.adapter"):
             return self.loaded(model, adapter, config)
-        except (ValueError, RuntimeError, OSError) as error:
-            lines = [line.strip() for line in str(error).strip().splitlines()]
-            shapes = next((line for line in lines if "shape" in line), lines[0])
-            raise TuneforgeError(
-                "adapter-does-not-fit",
-                f"{adapter} cannot be loaded on this model: {shapes}{made_for}",
-                path="model.adapter",
-                fix="give the model that the adapter was made for",
-            ) from error
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write what `PeftModel.from_pretrained` reads; embeddings only as far as they were trained."""
+        model.save_pretrained(folder, save_embedding_layers=False)
 
     def loaded(self, model: PreTrainedModel, adapter: str, config: PeftConfig) -> PeftModel:
         """The model with a saved adapter, trainable."""

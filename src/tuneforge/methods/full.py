@@ -12,6 +12,7 @@ class Full(Method):
     """Every weight, kept in fp32 with autocast where the device computes in 16 bits."""
 
     trains_base = True
+    new_tokens = True
     stores_fp32 = True
     """Weights in bf16 would round small updates away, so they are loaded in fp32."""
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tuneforge.errors import TuneforgeError
 from tuneforge.methods.base import TargetedMethod, linear_modules, transposed
 from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
+from tuneforge.vocabulary import added_tokens
 
 INITIAL = "tuneforge_initial"
 """Where a model with a rewritten base keeps the adapter that it started from."""
@@ -21,6 +22,8 @@ INITIAL = "tuneforge_initial"
 @dataclass(frozen=True, kw_only=True)
 class Lora(TargetedMethod):
     """Adapters of rank `r`; the base is frozen."""
+
+    new_tokens = True
 
     r: PositiveInt = 16
     """Rank: 8 standard, 16 instruction and chat, 32 code, 64 domain."""
@@ -59,6 +62,7 @@ class Lora(TargetedMethod):
             modules_to_save=self.modules_to_save,
             fan_in_fan_out=transposed(model),
             task_type="CAUSAL_LM",
+            trainable_token_indices=_new_rows(model),
             **self.targets(model),
         )
 
@@ -86,13 +90,13 @@ class Lora(TargetedMethod):
         """
         initial = getattr(model, INITIAL, None)
         if initial is None:
-            model.save_pretrained(folder)
+            super().save(model, folder)
             return
         with tempfile.TemporaryDirectory(prefix="tuneforge-") as start, warnings.catch_warnings():
             _save_start(model, initial, Path(start))
             # PEFT loads the start beside the result and warns that the two do not go together.
             warnings.simplefilter("ignore")
-            model.save_pretrained(folder, path_initial_model_for_weight_conversion=start)
+            model.save_pretrained(folder, path_initial_model_for_weight_conversion=start, save_embedding_layers=False)
 
     def _check_rank(self, model: PreTrainedModel) -> None:
         """A rank above a layer's width costs more than the layer and says no more."""
@@ -113,6 +117,14 @@ class Lora(TargetedMethod):
             )
 
 
+def _new_rows(model: PreTrainedModel) -> dict[str, list[int]] | None:
+    """PEFT's `trainable_token_indices`: the rows of the embedding, and of the head, that new tokens have."""
+    added = added_tokens(model)
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [n.rpartition(".")[2] for n, m in model.named_modules() if any(m is layer for layer in layers)]
+    return dict.fromkeys(names, added) if added else None
+
+
 def _adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     """The trainable weights, copied."""
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -126,7 +138,7 @@ def _save_start(model: PeftModel, initial: dict[str, torch.Tensor], folder: Path
         _put(own, initial)
         # As PEFT's documentation has it: the start must not be initialised again when it is read.
         config.init_lora_weights = True
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), save_embedding_layers=False)
     finally:
         config.init_lora_weights = kept
         _put(own, now)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from tuneforge import adapters
 from tuneforge.compat import compile_layers, enable_checkpointing, is_4bit
 from tuneforge.context import Context
 from tuneforge.data.batches import Batch
@@ -22,6 +23,7 @@ from tuneforge.models import load_model
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.objectives.regularisers import Consolidation, divergence
 from tuneforge.targets import make
+from tuneforge.vocabulary import make_room
 
 
 class CausalLM(pl.LightningModule):
@@ -57,7 +59,8 @@ class CausalLM(pl.LightningModule):
         dtype = getattr(torch, context.settled.base_dtype)
         stored = torch.float32 if context.method.stores_fp32 else dtype
         base = load_model(context.config.model, context.architecture, stored, context.method.quantization_config(dtype))
-        model = context.method.apply(base, context.config.model.adapter)
+        make_room(base, context.tokenizer, context.config.model.add_tokens or [])
+        model = adapters.build(context.method, base, context.config.model)
         if context.settled.gradient_checkpointing:
             enable_checkpointing(base)
         if context.config.model.torch_compile:
@@ -164,7 +167,7 @@ class CausalLM(pl.LightningModule):
         assert isinstance(self.model, PeftModel)
         self.eval()
         try:
-            with self.model.disable_adapter():
+            with adapters.switched_off(self.model):
                 return self._logits(batch, keep).float()
         finally:
             self.train()

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 
 
@@ -18,7 +19,8 @@ def parameter_groups(
         lr: the rate of a parameter whose scale is 1.
         scale: full name of a parameter -> what its rate is multiplied by.
     """
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    kinds = (nn.Embedding, TrainableTokensLayer)
+    embeddings = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters()}
     found: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,9 +1,23 @@
 """Which weights are tuned."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from tuneforge.schema.types import PositiveFloat
+from tuneforge.schema.types import PositiveFloat, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """How several adapters become the one that a run starts from; PEFT's names."""
+
+    type: Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties"] = "cat"
+    """cat: the exact weighted sum of the updates, at the sum of the ranks; svd: its best approximation at the largest
+    rank. The others add A and B matrices apart and want equal ranks: linear as they are, ties without weights that
+    disagree in sign (arXiv 2306.01708), dare after dropping weights by chance (arXiv 2311.03099)."""
+    weights: list[float] | None = None
+    """Weight of each adapter; null: the same for all, adding up to 1."""
+    density: Annotated[float, Range(gt=0, lt=1)] = 0.5
+    """Share of the weights that ties and dare keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +36,14 @@ class Model:
     """transformers' own names. All of these mask the documents of a packed row (checked at start-up)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the weights. Off; needs a pinned `revision` when on."""
-    adapter: str | None = None
-    """Folder of a PEFT adapter to continue from."""
+    adapter: str | list[str] | None = None
+    """Folder or hub id of a PEFT adapter to continue from; several are combined into one first."""
+    combination: Combination = field(default_factory=Combination)
+    """How several adapters are combined."""
+    frozen_adapters: list[str] | None = None
+    """Adapters that act together with the trained one and are not changed; saved beside it."""
+    add_tokens: list[str] | None = None
+    """Tokens to add to the vocabulary; their embeddings are trained and saved, the other tokens' stay."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """scratch: the architecture and tokenizer of `path` with new random weights."""
     lr_scale: PositiveFloat = 1.0
