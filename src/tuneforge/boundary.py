@@ -60,7 +60,9 @@ def _out_of_memory(config: Config, text: str) -> TuneforgeError:
     if config.batch.per_device != 1:
         ways.append("batch.per_device=1 (the effective batch stays)")
     if config.trainer.gradient_checkpointing is False:
-        ways.append("trainer.gradient_checkpointing=true")
+        ways.append("trainer.gradient_checkpointing=selective or true")
+    elif not config.trainer.activation_offload:
+        ways.append("trainer.activation_offload=true")
     ways += ["a smaller data.max_length", "method=qlora"]
     return TuneforgeError(
         "out-of-memory",

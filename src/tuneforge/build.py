@@ -42,6 +42,9 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     """
     config, tree = composed.config, composed.tree
     machine = detect(config)
+    if config.trainer.activation_offload and machine.kind != "cuda":
+        why = f"has no effect in this run: activations are in the memory of the {machine.kind} device's host already"
+        warn(Problem("no-effect", why, "trainer.activation_offload"))
     difference = compare(config.hardware, machine)
     if difference:
         warn(difference)

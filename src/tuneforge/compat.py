@@ -31,16 +31,21 @@ def import_bitsandbytes() -> None:
             sys.modules["kernels"] = hidden
 
 
-def enable_checkpointing(model: Any) -> None:
-    """Recompute each layer in the backward pass, without reentrant autograd.
+def enable_checkpointing(model: Any, selective: bool = False) -> None:
+    """Recompute each layer in the backward pass, all of it or all but its products; without reentrant autograd.
 
     transformers 5.23 renamed the method and warns at the old name; 5.17 has the old one only. It goes when the oldest
     supported transformers has the new name.
     """
+    options: dict[str, Any] = {"use_reentrant": False}
+    if selective:
+        from tuneforge.activations import keep_products
+
+        options["context_fn"] = keep_products(model.config.get_text_config().hidden_size)
     if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def compile_layers(model: Any) -> int:

@@ -171,7 +171,7 @@ def prompts_are_not_packed(config: Config, tree: Mapping[str, Any]) -> Problem |
 @rule
 def prefixes_are_not_recomputed(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """Prefix tuning travels in the cache, which recomputing a layer would fill twice."""
-    if config.method.name != "prefix_tuning" or config.trainer.gradient_checkpointing is not True:
+    if config.method.name != "prefix_tuning" or config.trainer.gradient_checkpointing not in (True, "selective"):
         return None
     return Problem(
         "prefix-checkpointing",

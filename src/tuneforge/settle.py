@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tuneforge.data.batches import Rows
 from tuneforge.machine import Machine, usable_bytes
@@ -22,7 +22,8 @@ class Settled:
     """Storage of frozen weights."""
     max_length: int
     """Tokens a row."""
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["selective"]
+    activation_offload: bool
     per_device: int
     """Rows of one forward pass."""
     accumulate: int
@@ -83,6 +84,7 @@ def settle(
     checkpointing = config.trainer.gradient_checkpointing
     if checkpointing == "auto":
         checkpointing = may_checkpoint and machine.kind != "cpu"
+    offload = config.trainer.activation_offload and machine.kind == "cuda"
     wanted = _rows_per_step(config, rows)
     if isinstance(config.batch.per_device, int):
         per_device = config.batch.per_device
@@ -102,6 +104,7 @@ def settle(
             attention=config.model.attn_implementation,
             compute_bytes=4 if compute.startswith("32") else 2,
             gradient_checkpointing=checkpointing,
+            activation_offload=offload,
             device_kind=machine.kind,
         )
         # As many passes as that takes, evenly filled: the effective batch is met as closely as rows allow.
@@ -114,6 +117,7 @@ def settle(
         base_dtype=base_dtype(config, compute),
         max_length=max_length,
         gradient_checkpointing=checkpointing,
+        activation_offload=offload,
         per_device=per_device,
         accumulate=accumulate,
         world_size=machine.world_size,

@@ -31,3 +31,11 @@ def test_qlora_pages_its_optimizer_states():
     parameter = torch.nn.Parameter(torch.zeros(4096, 64, device="cuda"))
     optimizer = paged_adamw_8bit([{"params": [parameter], "weight_decay": 0.0}], lr=1e-3)
     assert isinstance(optimizer, PagedAdamW8bit)
+
+
+@pytest.mark.parametrize("memory", ["trainer.gradient_checkpointing=selective", "trainer.activation_offload=true"])
+def test_less_memory_and_the_same_numbers(command, memory):
+    options = (*SHORT, "trainer.precision=32-true", "data.max_length=512", "batch.per_device=4")
+    plain = command(*options, "trainer.gradient_checkpointing=false")
+    less = command(*options, "trainer.gradient_checkpointing=false", memory)
+    assert less.losses == pytest.approx(plain.losses, rel=1e-5)

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tuneforge.compat import enable_checkpointing
 from tuneforge.errors import TuneforgeError
 from tuneforge.plan.memory import GIB, Setting, estimate, largest_per_device
 from tuneforge.plan.shape import ModelShape, Trainable
@@ -279,7 +280,7 @@ def without_data(model: torch.nn.Module, count: Bytes) -> None:
         count.add(parameter)
 
 
-def traced(config: Any, method: Trainable, checkpointing: bool, rows: int, length: int) -> int:
+def traced(config: Any, method: Trainable, checkpointing: bool | str, rows: int, length: int) -> int:
     """Peak bytes of the second optimizer step, of two micro-batches, without any data."""
     model: Any = on_meta(config).to(torch.float32 if method.kind == "full" else torch.bfloat16)
     if method.kind == "lora":
@@ -287,7 +288,7 @@ def traced(config: Any, method: Trainable, checkpointing: bool, rows: int, lengt
         model = peft.get_peft_model(model, options, low_cpu_mem_usage=True)
     model.train()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(model, checkpointing == "selective")
     model.enable_input_require_grads()
     with FakeTensorMode(allow_non_fake_inputs=True), Bytes() as count:
         without_data(model, count)
@@ -307,10 +308,10 @@ def traced(config: Any, method: Trainable, checkpointing: bool, rows: int, lengt
 
 
 @OLD_NAMES
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, "selective", False])
 @pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_a_trace_made_here_is_met(family: str, method: Trainable, checkpointing: bool) -> None:
+def test_a_trace_made_here_is_met(family: str, method: Trainable, checkpointing: Any) -> None:
     config = type(REAL[family])(
         vocab_size=32000, hidden_size=1024, intermediate_size=3072, num_hidden_layers=2, num_attention_heads=8,
         num_key_value_heads=4, head_dim=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,

@@ -272,10 +272,10 @@ def _precision(draft: Draft) -> None:
     else:
         draft.set("trainer.precision", "32-true", "bf16", "fp16")
     checkpointing = draft.get("gradient_checkpointing")
-    if isinstance(checkpointing, str):
-        draft.leave(
-            "gradient_checkpointing", "recomputing is carried; moving activations to host memory or disk is not"
-        )
+    if checkpointing == "offload":
+        draft.set("trainer.activation_offload", True)
+    elif isinstance(checkpointing, str):
+        draft.leave("gradient_checkpointing", "recomputing is carried; moving activations to disk is not")
     draft.set("trainer.gradient_checkpointing", bool(checkpointing), "gradient_checkpointing")
 
 

@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
     "num_generation_samples": To("samples.num", whole),
     "generation_max_new_tokens": To("samples.max_new_tokens", whole),
     "tokens": To("model.add_tokens", listed),
+    "activation_offloading": To("trainer.activation_offload", switch),
     "rl_beta": To("task_recipe.beta", number),
     "model_type": Not("the class is read from the model's own config", ("AutoModelForCausalLM",)),
     "type_of_model": Not("the class is read from the model's own config", ("AutoModelForCausalLM",)),
@@ -93,7 +94,7 @@ RULES: dict[str, Rule] = {
         Not(DEVICE),
     ),
     **every(
-        "gradient_checkpointing_kwargs selective_checkpointing activation_offloading layer_offloading torch_compile "
+        "gradient_checkpointing_kwargs selective_checkpointing layer_offloading torch_compile "
         "torch_compile_backend torch_compile_mode torch_compile_options auto_find_batch_size low_cpu_mem_usage "
         "gc_steps gc_collect_steps torch_empty_cache_steps lora_on_cpu qlora_sharded_model_loading tiled_mlp "
         "tiled_mlp_num_shards tiled_mlp_use_original_mlp deepcompile embeddings_skip_upcast ple_cpu_offload "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneforge.importers import shared
-from tuneforge.importers.common import Dialect, Draft, Handled, Not, Rule, To, every, whole
+from tuneforge.importers.common import Dialect, Draft, Handled, Not, Rule, To, every, switch, whole
 from tuneforge.importers.trainer_args import TRAINER_RULES
 
 _ADAPTER_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
@@ -221,6 +221,7 @@ _RL = "belongs to preference, reward or online training, which is not among the 
 _OTHER = "not supported here: the run trains without it"
 RULES: dict[str, Rule] = {
     **TRAINER_RULES,
+    "activation_offloading": To("trainer.activation_offload", switch),
     **every(
         "model_name_or_path model_revision trust_remote_code attn_implementation chat_template_path use_peft lora_r "
         "lora_alpha lora_dropout lora_target_modules use_dora use_rslora load_in_4bit load_in_8bit dtype torch_dtype "
@@ -250,9 +251,7 @@ RULES: dict[str, Rule] = {
         "pad_to_multiple_of gradient_checkpointing_kwargs logging_completions",
         Not("only about speed or loading there: it changes nothing of what is learnt"),
     ),
-    **every(
-        "activation_offloading use_liger router_aux_loss_coef lora_target_parameters num_of_sequences", Not(_OTHER)
-    ),
+    **every("use_liger router_aux_loss_coef lora_target_parameters num_of_sequences", Not(_OTHER)),
     **every(
         "max_prompt_length max_completion_length precompute_ref_log_probs precompute_ref_batch_size loss_weights "
         "ld_alpha f_divergence_type f_alpha_divergence_coef label_smoothing use_weighting rpo_alpha discopop_tau "

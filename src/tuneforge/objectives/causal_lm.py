@@ -3,18 +3,20 @@
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from tuneforge import adapters
+from tuneforge.activations import offloaded
 from tuneforge.compat import compile_layers, enable_checkpointing, is_4bit
 from tuneforge.context import Context
 from tuneforge.data.batches import Batch
@@ -62,7 +64,7 @@ class CausalLM(pl.LightningModule):
         make_room(base, context.tokenizer, context.config.model.add_tokens or [])
         model = adapters.build(context.method, base, context.config.model)
         if context.settled.gradient_checkpointing:
-            enable_checkpointing(base)
+            enable_checkpointing(base, context.settled.gradient_checkpointing == "selective")
         if context.config.model.torch_compile:
             compile_layers(model)
         context.method.on_start(model, context.settled.num_steps)
@@ -139,7 +141,8 @@ class CausalLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the step's loss, scaled against Lightning's and DDP's own averaging."""
-        loss, logits, keep = self._loss_and_logits(batch)
+        with offloaded(self) if self.context.settled.activation_offload else nullcontext():
+            loss, logits, keep = self._loss_and_logits(batch)
         share = loss / batch["num_labels"]
         detached = share.detach()
         self._step_loss = detached if self._step_loss is None else self._step_loss + detached
@@ -185,6 +188,7 @@ class CausalLM(pl.LightningModule):
     ) -> None:
         """Clip to the config's norm, and keep the norm for the log; 0 only measures."""
         self._rate = float(optimizer.param_groups[0]["lr"])
+        unscale(self.trainer.precision_plugin, optimizer)
         limit = self.context.config.trainer.gradient_clip_val or float("inf")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit)
@@ -282,6 +286,17 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
     return base
+
+
+def unscale(precision: Precision, optimizer: torch.optim.Optimizer) -> None:
+    """Under fp16's loss scaling, bring the gradients of an optimizer that unscales within its step to their own size.
+
+    Lightning leaves those (fused AdamW) alone, and they would be clipped, and logged, tens of thousands of times too
+    large.
+    """
+    scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        scaler.unscale_(optimizer)
 
 
 def seed_at(seed: int, position: int) -> None:

@@ -7,7 +7,7 @@ under FakeTensorMode, where every storage is counted, and hold for one device wi
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Required, TypedDict, Unpack
+from typing import Literal, NamedTuple, Required, TypedDict, Unpack
 
 from tuneforge.errors import TuneforgeError
 from tuneforge.plan.shape import NAMES, ModelShape, Trainable
@@ -69,8 +69,11 @@ class Setting(TypedDict, total=False):
     """Bytes of optimizer states for a trained weight; 8 (AdamW: two fp32), about 2 for 8-bit AdamW."""
     compute_bytes: int
     """Bytes of an activation; 2."""
-    gradient_checkpointing: bool
-    """Keep only each layer's input, and recompute the layer in the backward pass; true."""
+    gradient_checkpointing: bool | Literal["selective"]
+    """Keep only each layer's input, and recompute the layer in the backward pass; true. selective: keep the results of
+    attention and of the base's products too."""
+    activation_offload: bool
+    """What layers keep waits in host memory; false."""
     logits_rows_fraction: float
     """Share of the tokens whose logits are computed; 1. The supervised ones, where the others skip the head."""
     attention: str
@@ -89,7 +92,8 @@ class _Run:
     trainable_bytes: int = 4
     optimizer_bytes_per_param: float = 8
     compute_bytes: int = 2
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | Literal["selective"] = True
+    activation_offload: bool = False
     logits_rows_fraction: float = 1.0
     attention: str = "sdpa"
     device_kind: str = "cuda"
@@ -168,11 +172,14 @@ def _terms(shape: ModelShape, run: _Run, tokens: int) -> _Terms:
     compute, hidden = run.compute_bytes, shape.hidden_size
     layer = tokens * _saved_per_token(shape, run)
     stream = run.trainable_bytes if run.full else compute
-    kept = shape.num_layers * (tokens * hidden * stream if run.gradient_checkpointing else layer)
+    between = tokens * hidden * stream if run.gradient_checkpointing else layer
+    if run.gradient_checkpointing == "selective":
+        between += tokens * compute * (shape.query_size + sum(linear.out_features for linear in shape.linear_layers()))
+    kept = 0.0 if run.activation_offload else shape.num_layers * between
     # Behind the last layer: the final norm's fp32 copy and the head's input. Before the first: one mask for all.
     kept += tokens * (hidden * (4 + compute) + (run.max_length if run.attention == "sdpa" else 0))
     # The layer just recomputed, and gradients of the MLP's width; PEFT's casts and dropout put more of those there.
-    backward = kept + (layer if run.gradient_checkpointing else 0)
+    backward = kept + (layer if run.gradient_checkpointing or run.activation_offload else 0)
     widths = 3.5 + 1.5 * run.casts + 1.5 * (run.method.dropout > 0)
     backward += tokens * shape.intermediate_size * compute * widths
     scores = run.logits_rows_fraction * tokens * shape.vocab_size

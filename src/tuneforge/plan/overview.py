@@ -86,6 +86,7 @@ def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[
         "gradient_checkpointing": kind != "cpu"
         if config.trainer.gradient_checkpointing == "auto"
         else config.trainer.gradient_checkpointing,
+        "activation_offload": config.trainer.activation_offload and kind not in ("cpu", "mps"),
         "attention": config.model.attn_implementation,
         "device_kind": kind,
     }

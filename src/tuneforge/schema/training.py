@@ -76,8 +76,11 @@ class Trainer:
     """Compute type. auto: bf16-mixed where the device has bf16, else 16-mixed on a GPU, else 32-true."""
     gradient_clip_val: NonNegative = 1.0
     """Global gradient norm to clip to; 0 switches clipping off."""
-    gradient_checkpointing: Literal["auto"] | bool = "auto"
-    """Recompute activations in backward. auto: on GPUs; on a CPU memory is plenty and time is not."""
+    gradient_checkpointing: Literal["auto", "selective"] | bool = "auto"
+    """Recompute activations in backward. auto: on GPUs; on a CPU memory is plenty and time is not. selective: keep the
+    results of attention and of the base's matrix products, and recompute the rest, which takes little time."""
+    activation_offload: bool = False
+    """Keep what the backward pass needs in host memory meanwhile: the least device memory, at the speed of the bus."""
     val_check_interval: Fraction | PositiveInt = 0.2
     """Evaluate every N optimizer steps, or every fraction of the run (0.2: five times)."""
     log_every_n_steps: PositiveInt = 1

@@ -1,0 +1,55 @@
+"""fp16 with loss scaling, which older GPUs need: here under a CPU's autocast, with the scaler that torch has for it."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+
+from helpers import SHORT
+from tuneforge import build
+
+
+@pytest.fixture
+def in_fp16(monkeypatch):
+    """Give the trainer the plugin it has on a GPU; Lightning replaces it on a CPU when it is asked for by name."""
+    made = []
+
+    def trainer(**options):
+        assert options.pop("precision") == "32-true"
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=10_000)
+        made.append(MixedPrecision("16-mixed", "cpu", scaler))
+        options["plugins"] = [*options["plugins"], made[-1]]
+        return original(**options)
+
+    original = pl.Trainer
+    monkeypatch.setattr(build.pl, "Trainer", trainer)
+    return made
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])  # which unscales in its step, and which does not
+def test_gradients_are_clipped_and_logged_at_their_own_size(command, request, optimizer):
+    options = (*SHORT, f"optim={optimizer}", "trainer.gradient_clip_val=0.5", "samples.num=0")
+    plain = command(*options)
+    (made,) = [request.getfixturevalue("in_fp16")]
+    scaled = command(*options)
+    assert scaled.code == 0, scaled.err
+    assert made
+    norms = [[m["train/grad_norm"] for m in run.metrics if "train/grad_norm" in m] for run in (plain, scaled)]
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+    assert scaled.losses == pytest.approx(plain.losses, rel=0.01)
+
+
+def test_a_step_that_overflows_is_skipped_and_the_run_goes_on(command, in_fp16, monkeypatch):
+    from tuneforge.objectives.causal_lm import CausalLM
+
+    loss = CausalLM.training_step
+
+    def overflowing(self, batch, batch_idx):
+        value = loss(self, batch, batch_idx)
+        return value * float("inf") if self.trainer.global_step == 1 else value
+
+    monkeypatch.setattr(CausalLM, "training_step", overflowing)
+    ran = command(*SHORT, "samples.num=0")
+    assert ran.code == 0, ran.err
+    assert in_fp16[0].scaler.get_scale() == 2.0**9
+    assert all(torch.isfinite(torch.tensor(ran.losses)))
