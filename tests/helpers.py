@@ -1,6 +1,8 @@
 """What several test files share: tiny models and tokenizers, a finished command, the options of a short run."""
 
 import json
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,3 +90,31 @@ def make_tokenizer(name: str = "llama") -> Any:
 
         tokenizer.chat_template = CHATML
     return tokenizer
+
+
+def signal_at(monkeypatch: Any, step: int, number: int = signal.SIGTERM) -> None:
+    """Deliver a signal to this process, once, when the given optimizer step has run."""
+    from tuneforge.objectives.causal_lm import CausalLM
+
+    end, sent = CausalLM.on_train_batch_end, []
+
+    def signalling(self: Any, *args: Any) -> None:
+        end(self, *args)
+        if self.trainer.global_step == step and not sent:
+            sent.append(True)
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(CausalLM, "on_train_batch_end", signalling)
+
+
+def shown(metrics: list[dict[str, Any]]) -> dict[Any, Any]:
+    """What metrics.jsonl says of a run, less its speed: equal for equal runs; a line written twice is an error."""
+    lines = {(m["step"], "eval/loss" in m): {k: v for k, v in m.items() if k != "train/tokens_per_s"} for m in metrics}
+    assert len(lines) == len(metrics)
+    return lines
+
+
+def same_adapter(one: Path, two: Path) -> bool:
+    """Whether two runs' adapters are equal to the bit."""
+    a, b = (f / "adapter" / "adapter_model.safetensors" for f in (one, two))
+    return a.read_bytes() == b.read_bytes()

@@ -6,9 +6,9 @@ from typing import Any
 
 from tuneforge.compose import Composed, compose
 from tuneforge.errors import TuneforgeError, did_you_mean
-from tuneforge.interpolation import references
+from tuneforge.interpolation import leaves, references
 from tuneforge.provenance import COMMAND_LINE, Origin
-from tuneforge.rerun import ABSENT, leaves, value_at
+from tuneforge.rerun import ABSENT, value_at
 
 
 @dataclass(frozen=True)

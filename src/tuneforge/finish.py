@@ -36,13 +36,16 @@ def measure(trainer: pl.Trainer, module: pl.LightningModule, loaders: pl.Lightni
 
 def restore_best(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     """Load the weights of the checkpoint with the lowest eval loss; the last weights stay where none is kept."""
-    found = [c for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
-    if not found or found[0].best_step is None:
+    kept = [c for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
+    if not kept:
         return
-    path = found[0].path(trainer, found[0].best_step)
-    checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(path, weights_only=True)
+    strategy = trainer.strategy
+    best = strategy.broadcast(kept[0].best(trainer) if trainer.is_global_zero else None)
+    if best is None:
+        return
+    checkpoint = strategy.load_checkpoint(best, weights_only=True)
     module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    strategy.load_model_state_dict(checkpoint, strict=False)
 
 
 def signal_received(trainer: pl.Trainer) -> int | None:

@@ -34,6 +34,13 @@ def lookup(tree: Mapping[str, Any], path: str) -> Any:
     return node
 
 
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value; lists and empty mappings are leaves."""
+    if not isinstance(tree, Mapping) or (not tree and prefix):
+        return {prefix: tree}
+    return {p: v for k, node in tree.items() for p, v in leaves(node, f"{prefix}.{k}" if prefix else str(k)).items()}
+
+
 def _bodies(text: str) -> Iterator[str]:
     """What stands between each outermost `${` and its `}`."""
     at = text.find("${")

@@ -4,24 +4,29 @@ Lightning's own launcher would rebuild the command from `sys.argv`: under a swee
 sample, for itself. Here the parent composes once and torchrun's agent starts, watches and ends the children.
 """
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from types import FrameType
 from typing import Any
 
-from tuneforge.artifacts.folder import RunFolder, read_json
+from tuneforge.artifacts.folder import RunFolder, read_json, write_json
 from tuneforge.compose import Composed, structure, used_plugins
-from tuneforge.errors import EXIT_BUG
+from tuneforge.errors import EXIT_BUG, EXIT_OF
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import discover
 from tuneforge.provenance import Origin
 from tuneforge.resume import Place
 from tuneforge.schema import Config
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2)."""
 
 
 def run_processes(composed: Composed, place: Place, devices: int) -> int:
@@ -36,19 +41,57 @@ def run_processes(composed: Composed, place: Place, devices: int) -> int:
         # torchrun otherwise sets one thread a process and says so on the console.
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // devices))
         # A session of its own: signals reach the children through us alone, and each of them once.
-        child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads}, start_new_session=True)
-        code = _wait(child)
-        return int(outcome.read_text()) if outcome.is_file() else (code or EXIT_BUG)
+        agent = subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509  there are no other threads yet
+        )
+        signalled = _wait(agent, Path(folder), devices)
+        if outcome.is_file():
+            code = int(outcome.read_text())
+        else:
+            code = EXIT_OF[signalled] if signalled else (agent.returncode or EXIT_BUG)
+    _write_exit(place.folder.record, code)
+    return code
 
 
-def _wait(child: "subprocess.Popen[bytes]") -> int:
-    """Wait for the agent, passing SIGINT and SIGTERM on to it; it passes them on to its children."""
-    before = {number: signal.signal(number, lambda n, _: child.send_signal(n)) for number in (SIGINT, SIGTERM)}
+def _wait(agent: "subprocess.Popen[bytes]", folder: Path, devices: int) -> signal.Signals | None:
+    """Wait for torchrun's agent, passing signals on to its workers; returns the last one.
+
+    Not to the agent: it would kill workers whose step and checkpoint take more than 30 seconds.
+    """
+    received: list[signal.Signals] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        workers = [int(p.read_text()) for p in folder.glob("pid-*")]
+        if len(workers) < devices:
+            agent.terminate()
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    before = {number: signal.signal(number, forward) for number in EXIT_OF}
     try:
-        return child.wait()
+        agent.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return received[-1] if received else None
+
+
+def end_with_parent() -> None:
+    """Have the system send this process SIGTERM when its parent dies, however it dies: no orphan trains on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _write_exit(record: Path, code: int) -> None:
+    """A worker that was killed has written nothing of its end."""
+    facts = read_json(record) if record.is_file() else {"exit": code}
+    if facts["exit"] != code:
+        write_json(record, {**facts, "status": "failed", "exit": code})
 
 
 def pack(composed: Composed, place: Place) -> dict[str, Any]:

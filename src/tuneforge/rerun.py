@@ -14,7 +14,7 @@ import yaml
 from tuneforge.artifacts.folder import read_json
 from tuneforge.compose import Composed, compose, judge, used_plugins
 from tuneforge.errors import Problem, TuneforgeError
-from tuneforge.interpolation import lookup
+from tuneforge.interpolation import leaves, lookup
 from tuneforge.provenance import Origin
 from tuneforge.versions import versions
 
@@ -101,13 +101,6 @@ def differences(
         )
         for p in paths
     ]
-
-
-def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted path -> value; lists and empty mappings are leaves."""
-    if not isinstance(tree, Mapping) or (not tree and prefix):
-        return {prefix: tree}
-    return {p: v for k, node in tree.items() for p, v in leaves(node, f"{prefix}.{k}" if prefix else str(k)).items()}
 
 
 def _repeated(kept: Kept, places: list[str], dirs: tuple[Path, ...]) -> Composed:

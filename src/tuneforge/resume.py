@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneforge.artifacts import whole
 from tuneforge.artifacts.folder import RunFolder, read_json
 from tuneforge.compose import Composed
-from tuneforge.console import say
+from tuneforge.console import say, warn
+from tuneforge.data.source import Source
 from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.interpolation import leaves, lookup
 
 # What may differ between a run and its resumption: where it looks, what it prints, how long it goes on.
 MAY_CHANGE = (
@@ -31,13 +35,20 @@ class Place:
 
     folder: RunFolder
     checkpoint: Path | None = None
+    finished: bool = False
+    """The run has ended and there is nothing left to do."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are done; -1 where nothing is, not even the measuring of the base at step 0."""
+        return whole.step_of(self.checkpoint) if self.checkpoint else -1
 
 
-def choose(composed: Composed) -> Place:
+def choose(composed: Composed, rows: Source) -> Place:
     """The place of this run by `resume`: none, auto, a run folder or a checkpoint.
 
     Raises:
-        TuneforgeError: the folder holds another run, or what is to be resumed does not fit or is damaged.
+        TuneforgeError: the folder holds another run; what is to be resumed is damaged, or its config or rows changed.
     """
     wanted = composed.config.resume
     if wanted is None:
@@ -47,23 +58,23 @@ def choose(composed: Composed) -> Place:
         if found is None:
             say("resume=auto: no unfinished run of this config, starting fresh")
             return fresh(composed)
-        return _continue(composed, found, None)
+        return _continue(composed, rows, found)
     path = Path(wanted).expanduser()
-    if path.suffix == ".ckpt" and path.is_file():
-        return _continue(composed, path.parent.parent, path)
+    if (path / whole.MANIFEST).is_file() or (path.is_dir() and path.parent.name == "checkpoints"):
+        return _continue(composed, rows, path.parent.parent, path)
     if (path / "run.json").is_file():
-        return _continue(composed, path, None)
+        return _continue(composed, rows, path)
     raise TuneforgeError(
         "nothing-to-resume",
-        f"{wanted} is neither a run folder (with run.json) nor a checkpoint (.ckpt)",
+        f"{wanted} is neither a run folder (with run.json) nor a checkpoint (step-... with {whole.MANIFEST})",
         path="resume",
-        fix="give a folder under output_root, a file of its checkpoints/, or resume=auto",
+        fix="give a folder under output_root, a folder of its checkpoints/, or resume=auto",
     )
 
 
 def identity(tree: dict[str, Any]) -> str:
     """Hash of the config less the keys that may change."""
-    kept = {k: v for k, v in _flat(tree).items() if not any(k == m or k.startswith(f"{m}.") for m in MAY_CHANGE)}
+    kept = {k: v for k, v in leaves(tree).items() if not _may_change(k)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -95,41 +106,64 @@ def fresh(composed: Composed) -> Place:
     return Place(RunFolder(composed.run_dir))
 
 
-def _continue(composed: Composed, root: Path, checkpoint: Path | None) -> Place:
-    from tuneforge.artifacts.checkpoint_io import newest_whole
-
+def _continue(composed: Composed, rows: Source, root: Path, checkpoint: Path | None = None) -> Place:
     facts = read_json(root / "run.json")
     if facts["identity"] != identity(composed.tree):
-        raise _changed(composed, root)
-    found = checkpoint or newest_whole(root / "checkpoints")
-    if found is None:
-        say(f"resume: {root} has no whole checkpoint yet, starting it over")
+        raise _config_changed(composed, root)
+    _refuse_other_rows(composed, root, facts["data"], rows)
+    whole.tidy(root / "checkpoints")
+    if checkpoint is not None:
+        whole.require(checkpoint)
+    elif facts["status"] == "done" and _max_steps(root) == composed.config.trainer.max_steps:
+        say(f"resume: {root} is finished, and there is nothing left to do; trainer.max_steps=N trains it further")
+        return Place(RunFolder(root), finished=True)
     else:
-        say(f"resuming {root} from {found.name}")
-    return Place(RunFolder(root), found)
+        checkpoint, damaged = whole.newest(root / "checkpoints")
+        for path, wrong in damaged.items():
+            warn(Problem("checkpoint-damaged", f"{path} is passed over: {wrong}", "resume"))
+    if checkpoint is None:
+        say(f"resume: {root} has no whole checkpoint, starting it over")
+    else:
+        say(f"resuming {root} from {checkpoint.name}")
+    return Place(RunFolder(root), checkpoint)
 
 
-def _changed(composed: Composed, root: Path) -> TuneforgeError:
+def _config_of(root: Path) -> dict[str, Any]:
     import yaml
 
-    before = _flat(yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8")))
-    now = _flat(composed.tree)
-    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-    keys = [k for k in keys if not any(k == m or k.startswith(f"{m}.") for m in MAY_CHANGE)]
-    return TuneforgeError.of(
-        [
-            Problem(
-                "config-changed",
-                f"{root} was run with another config; resuming must not change "
-                + ", ".join(f"{k} ({before.get(k)!r} -> {now.get(k)!r})" for k in keys[:8]),
-                "resume",
-                fix=f"set these back, or start a new run without resume; only {', '.join(MAY_CHANGE)} may change",
-            )
-        ]
+    tree: dict[str, Any] = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
+    return tree
+
+
+def _max_steps(root: Path) -> Any:
+    return lookup(_config_of(root), "trainer.max_steps")
+
+
+def _config_changed(composed: Composed, root: Path) -> TuneforgeError:
+    before, now = leaves(_config_of(root)), leaves(composed.tree)
+    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not _may_change(k)]
+    return TuneforgeError(
+        "config-changed",
+        f"{root} was run with another config; resuming must not change "
+        + ", ".join(f"{k} ({before.get(k)!r} -> {now.get(k)!r})" for k in keys[:8]),
+        path="resume",
+        fix=f"set these back, or start a new run without resume; only {', '.join(MAY_CHANGE)} may change",
     )
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {p: v for k, node in tree.items() for p, v in _flat(node, f"{prefix}.{k}" if prefix else str(k)).items()}
+def _refuse_other_rows(composed: Composed, root: Path, data: Mapping[str, Any], rows: Source) -> None:
+    """The positions of a checkpoint are those in the rows it was made with."""
+    problems = []
+    for key, digest in rows.digests.items():
+        before = data["digests"].get(key)
+        if before != digest:
+            name = leaves(composed.tree).get(key) or composed.choices.get("data")
+            message = f"the rows of {name} are not those of {root}: sha256 {before} then, {digest} now"
+            fix = "put them back as they were, or start a new run without resume"
+            problems.append(Problem("rows-changed", message, key, fix=fix))
+    if problems:
+        raise TuneforgeError.of(problems)
+
+
+def _may_change(key: str) -> bool:
+    return any(key == m or key.startswith(f"{m}.") for m in MAY_CHANGE)

@@ -10,11 +10,13 @@ from tuneforge.compat import import_bitsandbytes
 from tuneforge.compose import Composed
 from tuneforge.console import quiet_libraries, say, warn
 from tuneforge.data import source
-from tuneforge.errors import EXIT_OK, Problem, TuneforgeError
+from tuneforge.errors import EXIT_BUG, EXIT_OK, Problem, TuneforgeError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from tuneforge.artifacts.record import Record
+    from tuneforge.context import Context
     from tuneforge.data.source import Source
     from tuneforge.resume import Place
     from tuneforge.schema.training import Trainer
@@ -38,7 +40,9 @@ def launch(composed: Composed) -> int:
     # Rows come before everything heavy: a bad file is told in under a second.
     rows = source.read(config.data, composed.tree["data"], config.seed)
     _compare_data(composed, rows)
-    place = resume.choose(composed)
+    place = resume.choose(composed, rows)
+    if place.finished:
+        return EXIT_OK
     processes = num_processes(config.trainer)
     if processes > 1 and config.strategy.name != "single":
         from tuneforge.launcher import run_processes
@@ -68,32 +72,46 @@ def num_processes(trainer: "Trainer") -> int:
 
 
 def train(composed: Composed, rows: "Source", place: "Place") -> int:
-    """One process's run, with what goes wrong in the libraries under us told in the words of the config."""
+    """One process's run: whatever ends it is written down, and told in the words of the config."""
     import_bitsandbytes()
+    from tuneforge.artifacts.record import Record
     from tuneforge.boundary import library_errors_explained
+    from tuneforge.build import prepare
+    from tuneforge.callbacks.signals import Stopped, heard
 
     with library_errors_explained(composed.config):
-        return _train(composed, rows, place)
+        context = prepare(composed, rows, place.folder)
+        record = Record.of(composed, context, rows, resumed=place.checkpoint is not None)
+    try:
+        with heard(), library_errors_explained(composed.config):
+            return _train(context, record, place)
+    except Stopped as stopped:
+        return record.interrupted(stopped.number)
+    except TuneforgeError as error:
+        record.failed(error.exit_code)
+        raise
+    except Exception:
+        record.failed(EXIT_BUG)
+        raise
 
 
-def _train(composed: Composed, rows: "Source", place: "Place") -> int:
+def _train(context: "Context", record: "Record", place: "Place") -> int:
     """Measure the base, train, restore the best, measure again, write it all down."""
     from tuneforge import finish
-    from tuneforge.artifacts.record import Record
-    from tuneforge.build import Loaders, build_trainer, prepare
+    from tuneforge.build import Loaders, build_trainer
     from tuneforge.sanity import overfit_one_batch
     from tuneforge.targets import make
 
-    context = prepare(composed, rows, place.folder)
-    record = Record.of(composed, context, rows, resumed=place.checkpoint is not None)
-    module = make(composed.tree["task_recipe"], context)
-    trainer, loaders = build_trainer(context, record.step_of(place.checkpoint)), Loaders(context)
+    module = make(context.tree["task_recipe"], context)
+    trainer, loaders = build_trainer(context, place.step), Loaders(context)
 
     if place.checkpoint is None:
         record.before = finish.measure(trainer, module, loaders)
-        if composed.config.sanity.overfit_one_batch:
+        if context.config.sanity.overfit_one_batch:
             overfit_one_batch(context, trainer, module, loaders)
         record.begin(trainer, module)
+    else:
+        record.go_on()
     trainer.fit(module, loaders, ckpt_path=place.checkpoint, weights_only=True)
     stopped = finish.signal_received(trainer)
     if stopped is not None:

@@ -2,31 +2,45 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+from tuneforge.artifacts.folder import write_text
 from tuneforge.console import is_main_process, quiet_libraries
 from tuneforge.data import source
-from tuneforge.errors import EXIT_BUG, TuneforgeError, print_problems
-from tuneforge.launcher import unpack
+from tuneforge.errors import EXIT_BUG, EXIT_OK, TuneforgeError, print_problems
+from tuneforge.launcher import end_with_parent, unpack
 from tuneforge.train import train
 
 
 def main(handover: Path, outcome: Path) -> int:
-    """Train this process's share; the first process leaves the exit code in `outcome`."""
+    """Train this process's share; returns what torchrun is told: 0 where all processes come to the same end."""
+    end_with_parent()
+    write_text(outcome.with_name(f"pid-{os.environ['RANK']}"), str(os.getpid()))
     quiet_libraries()
     composed, place = unpack(handover)
-    code = EXIT_BUG
     try:
         rows = source.read(composed.config.data, composed.tree["data"], composed.config.seed)
         code = train(composed, rows, place)
     except TuneforgeError as error:
-        code = error.exit_code
-        if is_main_process():
+        if _is_outcome(error.exit_code, outcome):
             print_problems(error.problems)
-    finally:
-        if is_main_process():
-            outcome.write_text(str(code))
-    return code
+        return error.exit_code
+    except BaseException:
+        _is_outcome(EXIT_BUG, outcome)
+        raise
+    if is_main_process():
+        _is_outcome(code, outcome)
+    # An interrupted process is no failed one: for that torchrun would kill the others, which are still writing.
+    return EXIT_OK
+
+
+def _is_outcome(code: int, outcome: Path) -> bool:
+    """Leave the run's exit code for the launcher; False where another process has failed before."""
+    with suppress(FileExistsError), outcome.open("x") as file:
+        file.write(str(code))
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from tuneforge.cli import run
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.explain import explain, text
-from tuneforge.interpolation import references
-from tuneforge.rerun import leaves
+from tuneforge.interpolation import leaves, references
 
 
 def ask(capsys, *arguments):

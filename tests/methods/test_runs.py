@@ -1,13 +1,11 @@
 """Every method as a user runs it: by its name alone, to a result that loads; resumed; with knobs that are wrong."""
 
 import json
-import os
-import signal
 
 import pytest
 from safetensors.torch import load_file
 
-from helpers import SHORT
+from helpers import SHORT, same_adapter, shown, signal_at
 from tuneforge.front import front, groups
 
 with front() as loader:
@@ -36,28 +34,15 @@ def test_a_method_runs_by_its_name_alone_and_its_result_goes_on(command, method)
 
 @pytest.mark.parametrize("method", ["adalora", "pissa", "prompt_tuning"])
 def test_a_method_with_state_resumes_to_the_bit(command, monkeypatch, method):
-    from tuneforge.objectives.causal_lm import CausalLM
-
     steps = (f"method={method}", *TINY, "trainer.max_steps=6", "batch.per_device=1", "trainer.val_check_interval=2")
     whole = command(*steps)
-    end = CausalLM.on_train_batch_end
-
-    def signalling(self, *args):
-        end(self, *args)
-        if self.trainer.global_step == 3 and not sent:
-            sent.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    sent: list[bool] = []
-    monkeypatch.setattr(CausalLM, "on_train_batch_end", signalling)
+    signal_at(monkeypatch, 3)
     stopped = command(*steps)
     assert stopped.code == 143
     resumed = command(*steps, f"resume={stopped.folder}")
     assert resumed.code == 0, resumed.err
-    again = [json.loads(line) for line in (stopped.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [m["train/loss"] for m in again if "train/loss" in m] == whole.losses
-    one, two = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole.folder, stopped.folder))
-    assert all((one[k] == two[k]).all() for k in one)
+    assert shown(stopped.metrics) == shown(whole.metrics)
+    assert same_adapter(whole.folder, stopped.folder)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,10 @@
 """Elastic weight consolidation and the divergence from the base hold a model near what it was."""
 
-import json
-import os
-import signal
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import SHORT
+from helpers import SHORT, shown, signal_at
 from tuneforge.objectives.regularisers import Consolidation, divergence
 
 STEPS = (*SHORT, "optim.lr=5e-3", "trainer.max_steps=6", "task_recipe.dropout=0")
@@ -48,21 +44,10 @@ def test_the_penalty_is_quadratic_in_the_way_gone_and_weighs_by_importance():
 
 
 def test_a_resumed_run_has_its_importance_from_the_checkpoint(command, monkeypatch):
-    from tuneforge.objectives.causal_lm import CausalLM
-
     steps = (*STEPS, "regularise.ewc=1e3", "regularise.rows=4", "batch.per_device=1", "trainer.val_check_interval=2")
     whole = command(*steps)
-    end, sent = CausalLM.on_train_batch_end, []
-
-    def signalling(self, *args):
-        end(self, *args)
-        if self.trainer.global_step == 3 and not sent:
-            sent.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(CausalLM, "on_train_batch_end", signalling)
+    signal_at(monkeypatch, 3)
     stopped = command(*steps)
     resumed = command(*steps, f"resume={stopped.folder}")
     assert resumed.code == 0, resumed.err
-    again = [json.loads(line) for line in (stopped.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [m["train/loss"] for m in again if "train/loss" in m] == whole.losses
+    assert shown(stopped.metrics) == shown(whole.metrics)

@@ -1,62 +1,32 @@
 """A run that was stopped goes on as if it had not been."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 
 import pytest
-from safetensors.torch import load_file
 
-from helpers import SHORT
-from tuneforge.artifacts.checkpoint_io import is_whole, newest_whole
+from helpers import SHORT, same_adapter, shown, signal_at
+from tuneforge.artifacts import whole
+from tuneforge.callbacks.checkpoints import Checkpoints
 
 STEPS = (*SHORT, "trainer.max_steps=8", "batch.per_device=1", "trainer.val_check_interval=2", "optim.lr=2e-3")
 
 
-def interrupt_after(monkeypatch, steps: int) -> None:
-    """Deliver SIGTERM to this process when the given optimizer step has run."""
-    from tuneforge.objectives.causal_lm import CausalLM
-
-    end = CausalLM.on_train_batch_end
-
-    def signalling(self, *args):
-        end(self, *args)
-        if self.trainer.global_step == steps and not signalling.sent:
-            signalling.sent = True
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    signalling.sent = False
-    monkeypatch.setattr(CausalLM, "on_train_batch_end", signalling)
-
-
 @pytest.mark.parametrize("steps", [3, 4])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(command, monkeypatch, steps):
-    whole = command(*STEPS)
-    interrupt_after(monkeypatch, steps)
+    uninterrupted = command(*STEPS)
+    signal_at(monkeypatch, steps)
     stopped = command(*STEPS)
     assert stopped.code == 143
     assert stopped.record["status"] == "interrupted"
     assert stopped.record["exit"] == 143
     resumed = command(*STEPS, f"resume={stopped.folder}")
     assert resumed.code == 0, resumed.err
-    again = [json.loads(line) for line in (stopped.folder / "metrics.jsonl").read_text().splitlines()]
-
-    def shown(metrics):
-        drop = "train/tokens_per_s"
-        return {(m["step"], "eval/loss" in m): {k: v for k, v in m.items() if k != drop} for m in metrics}
-
-    assert shown(again) == shown(whole.metrics)
-    weights = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (whole.folder, stopped.folder)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all((weights[0][k] == weights[1][k]).all() for k in weights[0])
+    assert shown(stopped.metrics) == shown(uninterrupted.metrics)
+    assert same_adapter(uninterrupted.folder, stopped.folder)
 
 
 def test_auto_finds_the_unfinished_run_and_goes_on_in_its_folder(command, monkeypatch):
-    interrupt_after(monkeypatch, 3)
+    signal_at(monkeypatch, 3)
     stopped = command(*STEPS, folder=None)
     moved = stopped.folder.parent / "outputs" / "day" / "time"
     moved.parent.mkdir(parents=True)
@@ -75,45 +45,94 @@ def test_auto_without_an_unfinished_run_starts_fresh_and_says_so(command):
 
 
 def test_a_changed_config_is_refused_with_what_changed(command, monkeypatch, refused):
-    interrupt_after(monkeypatch, 3)
+    signal_at(monkeypatch, 3)
     stopped = command(*STEPS)
     said = refused(*STEPS, f"output_root={stopped.folder.parent}", "optim.lr=1e-3", f"resume={stopped.folder}")
     assert "optim.lr (0.002 -> 0.001)" in said
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(command, monkeypatch):
-    interrupt_after(monkeypatch, 5)
-    stopped = command(*STEPS, "callbacks.checkpoints.keep_last=3")
-    newest = newest_whole(stopped.folder / "checkpoints")
-    content = bytearray(newest.read_bytes())
+def flip(checkpoint) -> None:
+    """One bit of a checkpoint."""
+    state = checkpoint / "state.pt"
+    content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    assert not is_whole(newest)
-    resumed = command(*STEPS, "callbacks.checkpoints.keep_last=3", f"resume={stopped.folder}")
+    state.write_bytes(content)
+
+
+def test_a_damaged_newest_checkpoint_is_said_and_the_previous_one_used(command, monkeypatch):
+    steps = (*STEPS, "callbacks.checkpoints.keep_last=3")
+    signal_at(monkeypatch, 5)  # heard at the end of the step after it
+    stopped = command(*steps)
+    newest, _ = whole.newest(stopped.folder / "checkpoints")
+    assert newest.name == "step-00000006"
+    flip(newest)
+    resumed = command(*steps, f"resume={stopped.folder}")
     assert resumed.code == 0
-    assert "resuming" in resumed.out
-    assert newest.name not in resumed.out
+    assert f"warning: resume: {newest} is passed over: state.pt is not what was written: its sha256" in resumed.out
+    assert "from step-00000004" in resumed.out
+
+
+def test_a_damaged_best_checkpoint_is_said_and_the_next_best_used(command, monkeypatch):
+    from tuneforge import finish
+
+    restore = finish.restore_best
+    used = []
+
+    def damaging(trainer, module):
+        (kept,) = [c for c in trainer.callbacks if isinstance(c, Checkpoints)]
+        flip(kept.path(trainer, kept.ranked()[0]))
+        restore(trainer, module)
+        used.append(kept.best(trainer))
+
+    monkeypatch.setattr(finish, "restore_best", damaging)
+    ran = command(*STEPS, "callbacks.checkpoints.keep_best=2")
+    assert ran.code == 0, ran.err
+    assert "the best checkpoint, is passed over: state.pt is not what was written" in ran.out
+    assert used[0].is_dir()
+
+
+def test_a_checkpoint_can_be_named_and_later_ones_give_way(command):
+    ran = command(*STEPS, "callbacks.checkpoints.keep_last=3")
+    before, adapter = shown(ran.metrics), (ran.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    checkpoint = ran.folder / "checkpoints" / "step-00000004"
+    again = command(*STEPS, "callbacks.checkpoints.keep_last=1", f"resume={checkpoint}")
+    assert again.code == 0, again.err
+    assert f"resuming {ran.folder} from step-00000004" in again.out
+    assert shown(ran.metrics) == before
+    assert (ran.folder / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
+    assert {p.name for p in whole.found(checkpoint.parent)} == {"step-00000008"}
+    flip(checkpoint.with_name("step-00000008"))
+    assert command(*STEPS, f"resume={checkpoint.with_name('step-00000008')}").code == 2
+
+
+def test_a_finished_run_is_left_alone_unless_it_is_to_go_further(command):
+    ran = command(*STEPS, "trainer.max_steps=4")
+    written = ran.record["written"]
+    again = command(*STEPS, "trainer.max_steps=4", f"resume={ran.folder}")
+    assert again.code == 0
+    assert "is finished, and there is nothing left to do" in again.out
+    assert ran.record["written"] == written
+    further = command(*STEPS, "trainer.max_steps=6", f"resume={ran.folder}")
+    assert further.code == 0, further.err
+    assert [m["step"] for m in ran.metrics if "train/loss" in m] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("key", ["data.path", "data.split.eval_path", "data.replay.path"])
+def test_changed_rows_are_refused_by_file_and_hash(command, refused, monkeypatch, tmp_path, key):
+    files = {k: tmp_path / f"{k}.jsonl" for k in ("data.path", "data.split.eval_path", "data.replay.path")}
+    for file in files.values():
+        file.write_text("".join(json.dumps({"prompt": f"{i}+1?", "completion": f"{i + 1}"}) + "\n" for i in range(40)))
+    options = ("data=file", *(f"{k}={f}" for k, f in files.items()), "data.replay.fraction=0.2", *STEPS)
+    signal_at(monkeypatch, 3)
+    stopped = command(*options)
+    assert stopped.code == 143
+    before = stopped.record["data"]["digests"][key]
+    files[key].write_text(files[key].read_text().replace("+1", " + 1"))
+    said = refused(*options, f"output_root={tmp_path / 'outputs'}", f"resume={stopped.folder}")
+    assert said.startswith(f"error: {key}: the rows of {files[key]} are not those of {stopped.folder}")
+    assert f"sha256 {before} then, " in said
 
 
 @pytest.mark.parametrize("wanted", ["nowhere", "README.md"])
 def test_what_cannot_be_resumed_is_refused(refused, wanted):
     assert "neither a run folder" in refused(f"resume={wanted}")
-
-
-@pytest.mark.soak
-def test_kill_minus_nine_anywhere_is_survived(command, tmp_path):
-    """SIGKILL at several moments of a child; each resume must end with the losses of the uninterrupted run."""
-    whole = command(*STEPS)
-    for delay in (0.0, 0.05, 0.2, 0.5):
-        folder = tmp_path / f"killed{delay}"
-        arguments = [*STEPS, f"hydra.run.dir={folder}", f"output_root={tmp_path / 'none'}"]
-        child = subprocess.Popen([sys.executable, "-m", "tuneforge", *arguments], stdout=subprocess.DEVNULL)
-        while child.poll() is None and not list(folder.glob("checkpoints/*.json")):
-            time.sleep(0.02)
-        threading.Event().wait(delay)
-        child.kill()
-        child.wait()
-        resumed = command(*STEPS, f"resume={folder}")
-        assert resumed.code == 0, resumed.err
-        losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert [m["train/loss"] for m in losses if "train/loss" in m] == whole.losses

@@ -181,7 +181,7 @@ def test_modules_are_in_train_mode_during_training(command):
 
 def test_only_adapters_are_in_a_checkpoint(command):
     ran = command(*SHORT)
-    (checkpoint, *_) = sorted((ran.folder / "checkpoints").glob("*.ckpt"))
+    (checkpoint, *_) = sorted((ran.folder / "checkpoints").glob("step-*/state.pt"))
     names = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert names
     assert all("lora_" in n for n in names)

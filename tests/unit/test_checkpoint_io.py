@@ -1,47 +1,69 @@
 """A checkpoint is whole or it is not there."""
 
 import os
-import resource
-import subprocess
-import sys
+import shutil
+import threading
+import time
 
 import pytest
 import torch
 
-from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO, is_whole, newest_whole
-from tuneforge.artifacts.folder import read_metrics, write_text
+from tuneforge.artifacts import whole
+from tuneforge.artifacts.background import Background
+from tuneforge.artifacts.checkpoint_io import STATE, AtomicCheckpointIO
+from tuneforge.artifacts.folder import read_json, read_metrics, write_text
 from tuneforge.errors import TuneforgeError
 
-STATE = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 3}
+CONTENT = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 3}
 
 
 def save(folder, step: int):
-    path = folder / f"step-{step:08d}.ckpt"
-    AtomicCheckpointIO().save_checkpoint(STATE, path)
+    path = whole.path_of(folder, step)
+    AtomicCheckpointIO().save_checkpoint(CONTENT, path)
     return path
 
 
-def test_what_is_saved_comes_back(tmp_path):
-    path = save(tmp_path, 1)
-    assert is_whole(path)
-    assert torch.equal(AtomicCheckpointIO().load_checkpoint(path)["state_dict"]["w"], STATE["state_dict"]["w"])
+def test_what_is_saved_comes_back_and_lies_under_its_name_alone(tmp_path):
+    path = save(tmp_path, 123)
+    assert path == tmp_path / "step-00000123"
+    assert whole.step_of(path) == 123
+    assert {p.name for p in path.iterdir()} == {"manifest.json", STATE}
+    assert whole.damage(path) == ""
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(path)["state_dict"]["w"], CONTENT["state_dict"]["w"])
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "no manifest"])
-def test_damage_is_noticed_and_the_previous_one_is_used(tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("flip", "sha256 differs"),
+        ("truncate", "bytes of"),
+        ("empty", "has 0 bytes of"),
+        ("missing", "state.pt is missing"),
+        ("no manifest", "never finished"),
+        ("half a manifest", "never finished"),
+        ("empty manifest", "lists no file"),
+    ],
+)
+def test_damage_is_noticed_and_the_previous_one_is_used(tmp_path, damage, said):
     good, bad = save(tmp_path, 1), save(tmp_path, 2)
-    content = bytearray(bad.read_bytes())
-    if damage == "flip":
-        content[len(content) // 2] ^= 1
-        bad.write_bytes(content)
-    elif damage == "no manifest":
-        bad.with_suffix(".json").unlink()
-    else:
-        bad.write_bytes(content[: len(content) // 2 if damage == "truncate" else 0])
-    assert not is_whole(bad)
-    assert newest_whole(tmp_path) == good
-    with pytest.raises(TuneforgeError, match="incomplete or damaged"):
+    state, manifest = bad / STATE, bad / whole.MANIFEST
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    {
+        "flip": lambda: state.write_bytes(content),
+        "truncate": lambda: state.write_bytes(content[: len(content) // 2]),
+        "empty": lambda: state.write_bytes(b""),
+        "missing": state.unlink,
+        "no manifest": manifest.unlink,
+        "half a manifest": lambda: manifest.write_bytes(manifest.read_bytes()[:20]),
+        "empty manifest": lambda: manifest.write_text('{"files": {}}'),
+    }[damage]()
+    assert said in whole.damage(bad)
+    assert whole.newest(tmp_path) == (good, {bad: whole.damage(bad)})
+    with pytest.raises(TuneforgeError, match="step-00000002") as raised:
         AtomicCheckpointIO().load_checkpoint(bad)
+    assert raised.value.problems[0].code == "checkpoint-damaged"
 
 
 def test_a_pickle_with_code_in_it_is_refused(tmp_path):
@@ -49,30 +71,119 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path):
         def __reduce__(self):
             return os.system, ("true",)
 
-    path = tmp_path / "step-00000001.ckpt"
+    path = tmp_path / "step-00000001"
     AtomicCheckpointIO().save_checkpoint({"x": Evil()}, path)
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
         AtomicCheckpointIO().load_checkpoint(path)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path):
-    """In a child whose files may not grow: the write fails as it does on a full disk."""
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Files of more than 2000 bytes fail as on a full disk."""
+    from tuneforge.artifacts import checkpoint_io
+
+    class Full(checkpoint_io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > 2000:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint_io, "FileIO", Full)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_litter(tmp_path, request):
     good = save(tmp_path, 1)
-    code = (
-        "import resource, signal, sys, torch\n"
-        "from pathlib import Path\n"
-        "from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "try:\n"
-        "    AtomicCheckpointIO().save_checkpoint({'w': torch.zeros(10000)}, Path(sys.argv[1]))\n"
-        "except (OSError, RuntimeError):\n"
-        "    sys.exit(7)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(good)], capture_output=True, text=True, check=False)
-    assert done.returncode == 7, done.stderr
-    assert is_whole(good)
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 2000
+    request.getfixturevalue("full_disk")
+    with pytest.raises(TuneforgeError, match="No space left on device; the last good checkpoint is step-00000001"):
+        save(tmp_path, 2)
+    with pytest.raises(TuneforgeError, match="No space left"):
+        save(tmp_path, 1)
+    assert whole.damage(good) == ""
+    assert [p.name for p in tmp_path.iterdir()] == [good.name]
+
+
+def test_what_does_not_read_back_is_never_renamed(tmp_path, monkeypatch):
+    """A disk that loses a byte after the sync."""
+    good = save(tmp_path, 1)
+    forget = whole._forget
+
+    def losing(path):
+        forget(path)
+        if path.name == STATE:
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    monkeypatch.setattr(whole, "_forget", losing)
+    with pytest.raises(TuneforgeError, match="read back after writing, state.pt is not what was written"):
+        save(tmp_path, 2)
+    assert whole.found(tmp_path) == [good]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_kill_between_two_renames_loses_nothing(tmp_path, finished):
+    good = save(tmp_path, 1)
+    left = tmp_path / ".step-00000002.tmp"
+    shutil.copytree(good, left)
+    shutil.copytree(good, tmp_path / ".step-00000002.old")
+    if not finished:
+        (left / whole.MANIFEST).unlink()
+    whole.tidy(tmp_path)
+    assert [p.name for p in whole.found(tmp_path)] == ["step-00000001", *["step-00000002"] * finished]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_several_processes_write_one_folder_together(tmp_path):
+    """Threads stand in for ranks; the folder has its name only when the slowest has written."""
+    barrier, target = threading.Barrier(3), tmp_path / "step-00000001"
+
+    def rank(number: int) -> None:
+        with whole.written(target, whole.Ranks(number == 0, barrier.wait)) as folder:
+            time.sleep(0.05 * number)
+            assert not target.exists()
+            (folder / f"shard-{number}.bin").write_bytes(bytes(100 * number))
+
+    ranks = [threading.Thread(target=rank, args=(n,)) for n in range(3)]
+    for one in ranks:
+        one.start()
+    for one in ranks:
+        one.join()
+    assert whole.damage(target) == ""
+    assert {n: f["bytes"] for n, f in read_json(target / whole.MANIFEST)["files"].items()} == {
+        "shard-0.bin": 0,
+        "shard-1.bin": 100,
+        "shard-2.bin": 200,
+    }
+
+
+def test_an_asynchronous_save_is_of_the_moment_it_was_asked_for(tmp_path, monkeypatch):
+    may_write = threading.Event()
+    save_now = torch.save
+    monkeypatch.setattr(torch, "save", lambda *a: (may_write.wait(10), save_now(*a)))
+    background = Background(asynchronous=True)
+    io, weight, path = AtomicCheckpointIO(background), torch.ones(10), tmp_path / "step-00000001"
+    io.save_checkpoint({"w": weight, "nested": [{"w": weight}]}, path)
+    weight.zero_()  # training goes on
+    assert not path.exists()
+    may_write.set()
+    background.wait()
+    back = io.load_checkpoint(path)
+    assert back["w"].sum() == back["nested"][0]["w"].sum() == 10
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_failed_save_is_told_once_and_keeps_what_it_was_to_replace(tmp_path, full_disk, asynchronous):
+    background = Background(asynchronous)
+    io, old = AtomicCheckpointIO(background), tmp_path / "step-00000001"
+    old.mkdir()
+    io.save_checkpoint(CONTENT, tmp_path / "step-00000002")
+    io.remove_checkpoint(old)
+    with pytest.raises(TuneforgeError, match="No space left"):
+        background.wait()
+    background.wait()
+    background.check()
+    assert old.exists()
+    io.remove_checkpoint(old)
+    background.wait()
+    assert not old.exists()
 
 
 def test_text_is_replaced_whole_and_a_cut_line_is_left_out(tmp_path):

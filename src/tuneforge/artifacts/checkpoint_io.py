@@ -1,81 +1,81 @@
-"""Checkpoints that are whole or not there: written beside their place, synced, renamed, and checked by hash on load."""
+"""How Lightning saves and loads the checkpoints of unsharded strategies: one `state.pt` in a checkpoint's folder."""
 
-import hashlib
-import os
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 
-from tuneforge.artifacts.folder import read_json, write_json
-from tuneforge.errors import TuneforgeError
+from tuneforge.artifacts import whole
+from tuneforge.artifacts.background import Background
+
+STATE = "state.pt"
 
 
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's own save goes through TMPDIR (a copy, not a rename, on another filesystem) and hides EPERM."""
 
+    def __init__(self, background: Background | None = None) -> None:
+        """Saves and removals are jobs of `background`, in their order; without one they are done, and raise, at once.
+
+        A failed save drops the removals behind it: what it was to replace stays.
+        """
+        self.background = background
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `path`, then its manifest; the manifest is the mark of a finished checkpoint."""
+        """Write the checkpoint `path`; asynchronously, a copy in host memory is written, one at a time.
+
+        Raises:
+            TuneforgeError: without a background, it could not be written.
+        """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = sha256(temporary)
-        temporary.replace(target)
-        _sync_folder(target.parent)
-        write_json(manifest_of(target), {"file": target.name, "sha256": digest, "bytes": target.stat().st_size})
+        if self.background is None:
+            _write(checkpoint, target)
+            return
+        if self.background.asynchronous:
+            self.background.wait()
+            checkpoint = apply_to_collection(checkpoint, torch.Tensor, _on_host)
+        self.background.do(lambda: _write(checkpoint, target))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Read a checkpoint of plain containers and tensors; a pickle with anything else in it is refused."""
         source = Path(path)
-        if not is_whole(source):
-            raise TuneforgeError(
-                "checkpoint-damaged",
-                f"{source}: the checkpoint is incomplete or damaged (its hash differs from its manifest)",
-                path="resume",
-                fix="resume from an older checkpoint of the same folder",
-            )
-        return torch.load(source, map_location=map_location or "cpu", weights_only=True)
+        whole.require(source)
+        return torch.load(source / STATE, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove the manifest first: what is left without one is no checkpoint."""
-        manifest_of(Path(path)).unlink(missing_ok=True)
-        Path(path).unlink(missing_ok=True)
+        """Remove the checkpoint `path`."""
+        if self.background is None:
+            whole.remove(Path(path))
+        else:
+            self.background.do(lambda: whole.remove(Path(path)))
 
 
-def manifest_of(checkpoint: Path) -> Path:
-    """The manifest's path."""
-    return checkpoint.with_suffix(".json")
+def _write(checkpoint: dict[str, Any], target: Path) -> None:
+    with whole.written(target) as folder, _Telling(FileIO(folder / STATE, "w")) as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # torch's zip writer says "unexpected pos" and not why.
+            if file.error is None:
+                raise
+            raise file.error from error
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether the file is there with the size and hash of its manifest."""
-    manifest = manifest_of(checkpoint)
-    if not checkpoint.is_file() or not manifest.is_file():
-        return False
-    facts = read_json(manifest)
-    return bool(checkpoint.stat().st_size == facts["bytes"] and sha256(checkpoint) == facts["sha256"])
+class _Telling(BufferedWriter):
+    """A file that keeps the system's error."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that is whole; damaged ones are passed over."""
-    found = sorted(folder.glob("step-*.ckpt"), reverse=True)
-    return next((c for c in found if is_whole(c)), None)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)

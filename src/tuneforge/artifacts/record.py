@@ -1,8 +1,10 @@
 """run.json, config.yaml and provenance.json: what ran, on what, with what result; and the closing summary."""
 
 import datetime
+import os
 import re
 import shlex
+import signal
 import subprocess
 import time
 from contextlib import suppress
@@ -16,11 +18,12 @@ import yaml
 from tuneforge.artifacts.folder import read_json, read_metrics, write_json, write_text
 from tuneforge.artifacts.report import write_report
 from tuneforge.build import facts
+from tuneforge.callbacks.signals import requeued
 from tuneforge.compose import Composed
 from tuneforge.console import is_main_process, say
 from tuneforge.context import Context
 from tuneforge.data.source import Source
-from tuneforge.errors import EXIT_OK, TuneforgeError
+from tuneforge.errors import EXIT_OF, EXIT_OK, EXIT_REFUSED, TuneforgeError
 from tuneforge.finish import Measured
 from tuneforge.machine import is_present
 from tuneforge.plan.shape import ModelShape, Trainable
@@ -44,6 +47,8 @@ class Record:
     after: Measured = field(default_factory=Measured)
     parameters: dict[str, int] = field(default_factory=dict)
     clock: float = field(default_factory=time.perf_counter)
+    begun: bool = False
+    """There is a run.json on the disk."""
 
     @classmethod
     def of(cls, composed: Composed, context: Context, rows: Source, *, resumed: bool) -> "Record":
@@ -53,6 +58,7 @@ class Record:
             "format": rows.format,
             "rows": rows.num_rows,
             "sha256": rows.digest,
+            "digests": rows.digests,
             "replayed": rows.num_replayed,
             "train_documents": len(context.train_rows.documents),
             "eval_documents": len(context.eval_rows.documents),
@@ -64,11 +70,8 @@ class Record:
             record.started = old["started"]
             record.before = Measured(old["metrics"]["before"], old["samples"]["before"])
             record.parameters = old["parameters"]
+            record.begun = True
         return record
-
-    def step_of(self, checkpoint: Path | None) -> int:
-        """The optimizer step a checkpoint was saved at: its file's name says it."""
-        return int(checkpoint.stem.partition("-")[2]) if checkpoint else 0
 
     def begin(self, trainer: pl.Trainer, module: Any) -> None:
         """Write what is known before training; from here on the run can be resumed."""
@@ -84,6 +87,7 @@ class Record:
             write_text(self.context.folder.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
             write_json(self.context.folder.root / "provenance.json", self._provenance())
             self._write("running")
+        self.begun = True
         say(
             f"training {self.parameters['trainable']:,} of {self.parameters['total']:,} parameters in "
             f"{settled.precision}: {settled.num_steps} steps of {settled.documents_per_step:.0f} documents "
@@ -93,12 +97,29 @@ class Record:
         )
 
     def interrupted(self, number: int) -> int:
-        """Write that the run stopped on a signal; returns 128 + signal."""
-        code = 128 + number
-        if is_main_process():
-            self._write("interrupted", code)
-        say(f"stopped; go on with the same command and resume={self.context.folder.root}")
+        """Write that the run stopped on a signal; returns the exit code. After SIGUSR1, SLURM starts the job again."""
+        code = EXIT_OF[signal.Signals(number)]
+        root = self.context.folder.root
+        self._write_end("interrupted", code)
+        say(f"stopped; go on with the same command and resume={root}" if self.begun else "stopped before training")
+        if number == signal.SIGUSR1 and is_main_process() and requeued():
+            say(f"SLURM job {os.environ['SLURM_JOB_ID']} is queued again")
+            code = EXIT_OK
+            self._write_end("interrupted", code)
         return code
+
+    def failed(self, code: int) -> None:
+        """Write what the run is about to exit with."""
+        self._write_end("refused" if code == EXIT_REFUSED else "failed", code)
+
+    def go_on(self) -> None:
+        """Write that the run of this record is running again."""
+        if is_main_process():
+            self._write("running")
+
+    def _write_end(self, status: str, code: int) -> None:
+        if self.begun and is_main_process():
+            self._write(status, code)
 
     def end(self, trainer: pl.Trainer) -> None:
         """Write the finished record and the report, and print the summary."""

@@ -7,7 +7,7 @@ the run goes through jinja2's escaping, and curves reach the template as numbers
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import resources
 from itertools import zip_longest
@@ -20,6 +20,7 @@ import yaml
 from tuneforge.artifacts.curves import charts
 from tuneforge.artifacts.figures import mean, number, plain
 from tuneforge.artifacts.folder import RunFolder, read_json, read_metrics, write_text
+from tuneforge.interpolation import leaves
 
 MAX_TEXT = 20_000
 """Characters of one cell; the rest stays in the file the cell was read from."""
@@ -33,7 +34,7 @@ def write_report(root: Path) -> Path:
     folder = RunFolder(root)
     run = read_json(folder.record)
     metrics = [m for m in read_metrics(folder.metrics) if isinstance(m.get("step"), int | float)]
-    settings = dict(_leaves(yaml.safe_load(_text(root / "config.yaml")) or {}))
+    settings = leaves(yaml.safe_load(_text(root / "config.yaml")) or {})
     origins = json.loads(_text(root / "provenance.json") or "{}")
     page = {
         "run": run,
@@ -69,19 +70,6 @@ def _template() -> jinja2.Template:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted path and value; a list is one value."""
-    for key, value in tree.items():
-        path = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, path)
-        else:
-            yield path, value
-
-
-# ---- numbers and words
 
 
 def _last_part(path: str) -> str:

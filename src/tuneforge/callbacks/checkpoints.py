@@ -2,23 +2,44 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 
+from tuneforge.artifacts import whole
+from tuneforge.artifacts.background import Background
+from tuneforge.console import is_main_process, warn
+from tuneforge.errors import TuneforgeError
 from tuneforge.schema.types import PositiveInt
 
 
 class Checkpoints(pl.Callback):
     """Checkpoints named by step, with the eval loss they were saved at."""
 
-    def __init__(self, *, monitor: str = "eval/loss", keep_best: PositiveInt = 1, keep_last: PositiveInt = 1) -> None:
-        """Keep the `keep_best` lowest by `monitor` and the `keep_last` newest; others are removed."""
+    def __init__(
+        self,
+        *,
+        monitor: str = "eval/loss",
+        keep_best: PositiveInt = 1,
+        keep_last: PositiveInt = 1,
+        asynchronous: bool = True,
+        on_error: Literal["stop", "warn"] = "stop",
+    ) -> None:
+        """Keep the `keep_best` lowest by `monitor` and the `keep_last` newest; others are removed.
+
+        `asynchronous` writes a copy in host memory while training goes on. A checkpoint that cannot be written stops
+        the run, or with `on_error=warn` is told and left out.
+        """
         self.monitor = monitor
         self.keep_best = keep_best
         self.keep_last = keep_last
+        self.on_error = on_error
+        self.background = Background(asynchronous)
+        """Where this process writes."""
         self.scores: dict[int, float] = {}
         """Step -> monitored value, of the checkpoints on disk."""
+        self._pruned: dict[int, float] = {}
+        """Those that the last save was to replace; still there where it failed."""
 
     def state_dict(self) -> dict[str, Any]:
         """Which checkpoints there are, so that a resumed run knows the best of before."""
@@ -28,14 +49,37 @@ class Checkpoints(pl.Callback):
         """Restore what `state_dict` gave."""
         self.scores = {int(k): float(v) for k, v in state_dict["scores"].items()}
 
-    @property
-    def best_step(self) -> int | None:
-        """Step of the best checkpoint; the earlier of equals."""
-        return min(self.scores, key=lambda s: (self.scores[s], s)) if self.scores else None
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The last batch of a run that is now to go further is not the last any more; Lightning would stop there."""
+        if checkpoint["global_step"] < trainer.max_steps:
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+    def ranked(self) -> list[int]:
+        """Steps from the best on; the earlier of equals first, those that were not evaluated last."""
+        return sorted(self.scores, key=lambda s: (self.scores[s], s))
+
+    def best(self, trainer: pl.Trainer) -> Path | None:
+        """The best checkpoint that is whole, None where there is none; of the first process, which writes them."""
+        for step in (s for s in self.ranked() if self.scores[s] < math.inf):
+            path = self.path(trainer, step)
+            wrong = whole.damage(path)
+            if not wrong:
+                return path
+            warn(f"{path}, the best checkpoint, is passed over: {wrong}")
+        return None
 
     def path(self, trainer: pl.Trainer, step: int) -> Path:
-        """File of the checkpoint of a step."""
-        return Path(trainer.default_root_dir) / "checkpoints" / f"step-{step:08d}.ckpt"
+        """Folder of the checkpoint of a step."""
+        return whole.path_of(Path(trainer.default_root_dir) / "checkpoints", step)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take away checkpoints of steps that this run will do again: it may differ from them in what may change."""
+        if is_main_process():
+            for checkpoint in whole.found(self.path(trainer, 0).parent):
+                if whole.step_of(checkpoint) > trainer.global_step:
+                    whole.remove(checkpoint)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the evaluation was part of training."""
@@ -44,11 +88,47 @@ class Checkpoints(pl.Callback):
 
     def save(self, trainer: pl.Trainer, score: float = math.inf) -> None:
         """Save the present step and prune. Without a score the weights were not evaluated, and are never the best."""
+        self.wait(trainer)
         step = trainer.global_step
-        self.scores[step] = min(score, self.scores.get(step, math.inf))
+        self.scores[step] = min(math.inf if math.isnan(score) else score, self.scores.get(step, math.inf))
         trainer.save_checkpoint(self.path(trainer, step), weights_only=False)
-        ranked = sorted(self.scores, key=lambda s: (self.scores[s], s))
-        keep = {*ranked[: self.keep_best], *sorted(self.scores)[-self.keep_last :]}
-        for stale in set(self.scores) - keep:
-            del self.scores[stale]
+        keep = {*self.ranked()[: self.keep_best], *sorted(self.scores)[-self.keep_last :]}
+        self._pruned = {s: self.scores.pop(s) for s in set(self.scores) - keep}
+        for stale in self._pruned:
             trainer.strategy.remove_checkpoint(self.path(trainer, stale))
+        self._told(trainer, wait=False)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell of a write that failed since."""
+        self._told(trainer, wait=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training has not ended before its last checkpoint is on the disk."""
+        self.wait(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """What is being written is finished; a failure of it must not hide the exception."""
+        try:
+            self.background.wait()
+        except TuneforgeError as error:
+            warn(error.problems[0])
+
+    def wait(self, trainer: pl.Trainer) -> None:
+        """Return when what was saved is on the disk. Before any checkpoint is read, this must be called.
+
+        Raises:
+            TuneforgeError: it could not be written, and `on_error` is stop.
+        """
+        self._told(trainer, wait=True)
+
+    def _told(self, trainer: pl.Trainer, *, wait: bool) -> None:
+        try:
+            self.background.wait() if wait else self.background.check()
+        except TuneforgeError as error:
+            if self.on_error == "stop":
+                raise
+            warn(error.problems[0])
+            there = {**self._pruned, **self.scores}
+            self.scores = {s: v for s, v in there.items() if self.path(trainer, s).is_dir()}

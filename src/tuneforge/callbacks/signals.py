@@ -1,6 +1,10 @@
-"""SIGINT and SIGTERM: finish the optimizer step, save, stop; a second signal leaves at once."""
+"""SIGINT, SIGTERM and SIGUSR1: finish the optimizer step, save, stop; a second signal leaves at once."""
 
+import os
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -8,9 +12,32 @@ import lightning.pytorch as pl
 import torch
 
 from tuneforge.callbacks.checkpoints import Checkpoints
-from tuneforge.console import say
+from tuneforge.console import say, warn
+from tuneforge.errors import EXIT_OF
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+class Stopped(BaseException):
+    """A signal that came while nothing was being trained. No `Exception`: nothing on its way may catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Within, a signal raises `Stopped`; in the training loop, `StopSignals` takes over."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        _next_one_kills()
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, leave) for number in EXIT_OF}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopSignals(pl.Callback):
@@ -22,14 +49,12 @@ class StopSignals(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals; Lightning's own SIGTERM handler stops without saving."""
-        for number in HANDLED:
-            self._before[number] = signal.signal(number, self._receive)
+        self._before = {number: signal.signal(number, self._receive) for number in EXIT_OF}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        _next_one_kills()
         say(f"{signal.Signals(number).name}: finishing this step and saving; once more to leave at once")
-        for other in HANDLED:
-            signal.signal(other, signal.SIG_DFL)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,3 +88,23 @@ class StopSignals(pl.Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+
+def requeued() -> bool:
+    """Ask SLURM to start this job again; False outside of a job, and where it refuses."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)  # noqa: S607
+    except OSError as error:
+        warn(f"scontrol requeue {job} cannot be run: {error}")
+        return False
+    if done.returncode != 0:
+        warn(f"scontrol requeue {job} failed: {done.stderr.strip()}")
+    return done.returncode == 0
+
+
+def _next_one_kills() -> None:
+    for number in EXIT_OF:
+        signal.signal(number, signal.SIG_DFL)

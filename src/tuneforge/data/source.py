@@ -26,11 +26,16 @@ class Source:
     """alpaca, chat, prompt_completion or text."""
     train: list[Example]
     eval: list[Example]
-    digest: str
-    """sha256 over all rows in order: a resumed run must see the same."""
+    digests: dict[str, str]
+    """Config key -> sha256 over all rows that it brings in, in order: a resumed run must see the same."""
     num_rows: int
     num_replayed: int = 0
     """General examples among `train`."""
+
+    @property
+    def digest(self) -> str:
+        """That of the rows themselves, without those of other files."""
+        return next(iter(self.digests.values()))
 
 
 def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
@@ -45,8 +50,10 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
     if skipped:
         first = skipped[0].message
         warn(f"{len(skipped)} of {len(rows)} rows do not fit the format and were skipped; the first: {first}")
+    digests = {"data.path" if data.path else "data": _digest(rows)}
     if data.split.eval_path is not None:
         held_rows: list[Row] = make({**node, "path": data.split.eval_path})
+        digests["data.split.eval_path"] = _digest(held_rows)
         train, held = examples, convert(held_rows, recognise(held_rows, form), data.on_bad)[0]
     else:
         train, held = split(examples, by=data.split.by, eval_fraction=data.split.eval_fraction, seed=seed)
@@ -55,11 +62,13 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
         train = shuffle_answers(train, seed)
     train = _sample(train, data.max_rows, seed)
     general = _replayed(data.replay, len(train), seed)
+    if general:
+        digests["data.replay.path"] = _digest(general)
     return Source(
         format=form,
         train=[*train, *general],
         eval=_sample(held, min(filter(None, (data.max_rows, data.split.max_eval_rows)), default=0), seed),
-        digest=_digest(rows),
+        digests=digests,
         num_rows=len(rows),
         num_replayed=len(general),
     )
@@ -111,7 +120,7 @@ def _sample(examples: list[Example], limit: int, seed: int) -> list[Example]:
     return [examples[i] for i in chosen]
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def _digest(rows: Sequence[Row | Example]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(repr(dataclasses.astuple(row)).encode())
