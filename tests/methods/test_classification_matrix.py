@@ -1,4 +1,4 @@
-"""Every method under a classification head, on two decoders and an encoder: it learns, and comes back with plain PEFT.
+"""Every method under a classification head, on two decoders and an encoder: it learns and comes back with plain PEFT.
 
 The encoder is a masked language model without a pooler: what is drawn anew beside the head must be trained and saved too.
 """
@@ -37,7 +37,7 @@ CELLS = [(m, a) for m in METHODS for a in ("llama", "gpt2", "bert")]
 # What PEFT cannot do.
 CANNOT = {("loha", "gpt2"), ("lokr", "gpt2"), ("olora", "gpt2")}
 
-RATES = {"full": 3e-3, "lora_plus": 1e-3, "prompt_tuning": 5e-2}
+RATES = {"full": 3e-3, "lora_plus": 1e-3}
 SMALL = {"fourierft": {"n_frequency": 200, "scaling": 50.0}, "vera": {"r": 32}}
 LABELS = Labels(("four", "five", "six"), multi=False)
 PAD = 0
@@ -151,7 +151,9 @@ def reload(built, folder, config, saved):
     quantised = built.quantization_config(torch.float32)
     extra = {}
     if quantised is not None:
-        quantised.llm_int8_skip_modules = head_modules(load_classifier(Model(name="", path=str(folder)), config, torch.float32))
+        quantised.llm_int8_skip_modules = head_modules(
+            load_classifier(Model(name="", path=str(folder)), config, torch.float32)
+        )
         extra["quantization_config"] = quantised
     plain = AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32, **extra)
     return awake(PeftModel.from_pretrained(plain, saved), False)
