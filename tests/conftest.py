@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ARCHITECTURES, Ran, make_model_folder
+from helpers import ARCHITECTURES, ENCODERS, Ran, make_model_folder
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -53,4 +53,5 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny random model of each architecture with a tokenizer of its own kind, as a user's local folder."""
-    return {name: make_model_folder(name, tmp_path_factory.mktemp("models") / name) for name in ARCHITECTURES}
+    names = (*ARCHITECTURES, *ENCODERS)
+    return {name: make_model_folder(name, tmp_path_factory.mktemp("models") / name) for name in names}

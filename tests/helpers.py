@@ -10,6 +10,7 @@ from typing import Any
 # A short run: a few steps on a few rows.
 SHORT = ("trainer.max_steps=4", "data.max_rows=64", "data.split.max_eval_rows=16", "samples.num=1", "batch.effective=8")
 
+ENCODERS = ("bert",)
 ARCHITECTURES = ("llama", "qwen2", "mistral", "gemma", "gpt2")
 
 
@@ -36,9 +37,12 @@ class Ran:
 
 
 def make_model_folder(name: str, folder: Path) -> Path:
-    """Save a two-layer model and a tokenizer: GPT-2's has neither pad token nor template, Gemma's adds BOS."""
+    """Save a two-layer model and a tokenizer: GPT-2's has neither pad token nor template, Gemma's adds BOS.
+
+    An encoder is a masked language model, whose checkpoint has no pooler.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2}
@@ -54,7 +58,12 @@ def make_model_folder(name: str, folder: Path) -> Path:
             "head_dim": 16,
             "max_position_embeddings": 256,
         }
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes)).save_pretrained(folder)
+    kind = AutoModelForMaskedLM if name in ENCODERS else AutoModelForCausalLM
+    if name in ENCODERS:
+        sizes = {k: v for k, v in sizes.items() if k not in ("head_dim", "num_key_value_heads")}
+        # Wide enough for attention to tell places apart: the first one is what a classifier reads.
+        sizes |= {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    kind.from_config(AutoConfig.for_model(name, **sizes)).save_pretrained(folder)
     make_tokenizer(name).save_pretrained(folder)
     return folder
 
@@ -79,11 +88,17 @@ def make_tokenizer(name: str = "llama") -> Any:
     )
     if name in ("llama", "mistral", "gemma"):
         bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    if name in ENCODERS:
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     if name == "qwen2":
         names = {"eos_token": "<|im_end|>", "pad_token": "<pad>"}
     if name == "gpt2":
         names = {"bos_token": "</s>", "eos_token": "</s>"}
+    if name in ENCODERS:
+        names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
     if name == "qwen2":
         from tuneforge.data.template import CHATML

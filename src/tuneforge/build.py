@@ -1,12 +1,9 @@
 """A checked config into objects: tokenizer, rows of tokens, settled numbers, trainer."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +12,6 @@ from tuneforge import adapters, rules
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
 from tuneforge.artifacts.folder import RunFolder
 from tuneforge.artifacts.loggers import MetricsFile
-from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.last_evaluation import LastEvaluation
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
@@ -25,12 +21,21 @@ from tuneforge.console import say, warn
 from tuneforge.context import Context
 from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler
 from tuneforge.data.encode import Document, Encoded, encode
+from tuneforge.data.labelled import CollateLabelled, LabelledRows, encode_labelled
+from tuneforge.data.labels import Labels, majority
 from tuneforge.data.source import Source, general_examples
 from tuneforge.data.template import choose_template
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.machine import Machine, compare, detect
 from tuneforge.method import Method
-from tuneforge.models import check_weights, load_config, load_tokenizer, max_positions
+from tuneforge.models import (
+    check_architecture,
+    check_weights,
+    labels_in_order_of,
+    load_config,
+    load_tokenizer,
+    max_positions,
+)
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
 from tuneforge.settle import Costs, settle
@@ -53,29 +58,25 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     if difference:
         warn(difference)
     check_weights(config.model)
-    architecture, tokenizer = load_config(config.model), load_tokenizer(config.model)
+    architecture = load_config(config.model)
+    classes = rows.labels
+    check_architecture(config.model, architecture, config.task_recipe.objective, classifies=classes is not None)
     _refuse_what_cannot_work(config, tree, machine, architecture.to_dict())
+    tokenizer = load_tokenizer(config.model, generates=classes is None)
     method = make(tree["method"])
     _add_tokens(config, tokenizer, method)
     adapters.check(config.model, tree["method"], method, tokenizer)
-    template = choose_template(tokenizer, config.model.chat_template)
-    if any(example.messages for example in rows.train[:1]):
-        say(template)
-    elif config.model.chat_template != "auto":
-        problem = Problem(
-            "no-effect", "has no effect in this run: its rows are no conversations", "model.chat_template"
-        )
-        warn(problem)
     max_length = settle_length(config.data.max_length, max_positions(architecture), config.task_recipe.max_length)
-    options: dict[str, Any] = {
-        "train_on": config.data.train_on, "max_length": max_length, "overlong": config.data.overlong,
-    }  # fmt: skip
-    train, held = (encode(side, tokenizer, **options) for side in (rows.train, rows.eval))
-    _say_lost(train, max_length, config.data.overlong)
-    train_rows, eval_rows = (Rows(side.documents, max_length, config.data.packing) for side in (train, held))
-    check_labels(train.documents, tokenizer, config.data.train_on)
+    if classes is not None:
+        classes = labels_in_order_of(classes, config.model, architecture)
+        train_rows, eval_rows = _labelled_rows(config, rows, tokenizer, classes, max_length)
+    else:
+        _say_template(config, tokenizer, rows)
+        train_rows, eval_rows = _rows(config, rows, tokenizer, max_length)
     general = tuple(_general(config, tokenizer, max_length))
-    costs = None if isinstance(config.batch.per_device, int) else estimable(architecture.to_dict(), tree["method"])
+    num_classes = len(classes.names) if classes else 0
+    auto = not isinstance(config.batch.per_device, int)
+    costs = estimable(architecture.to_dict(), tree["method"], num_classes) if auto else None
     settled = settle(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
     return Context(
         config,
@@ -105,6 +106,43 @@ def _add_tokens(config: Config, tokenizer: PreTrainedTokenizerBase, method: Meth
     add_tokens(tokenizer, tokens)
 
 
+def _say_template(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Source) -> None:
+    """Settle the chat template; say which, or that there is nothing to lay out with it."""
+    template = choose_template(tokenizer, config.model.chat_template)
+    if any(example.messages for example in rows.train[:1]):
+        say(template)
+    elif config.model.chat_template != "auto":
+        message = "has no effect in this run: its rows are no conversations"
+        warn(Problem("no-effect", message, "model.chat_template"))
+
+
+def _rows(config: Config, rows: Source, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows]:
+    """Train and eval rows of next tokens."""
+    options: dict[str, Any] = {
+        "train_on": config.data.train_on, "max_length": max_length, "overlong": config.data.overlong,
+    }  # fmt: skip
+    train, held = (encode(side, tokenizer, **options) for side in (rows.train, rows.eval))
+    _say_lost(train, max_length, config.data.overlong)
+    check_labels(train.documents, tokenizer, config.data.train_on)
+    train_rows, eval_rows = (Rows(side.documents, max_length, config.data.packing) for side in (train, held))
+    return train_rows, eval_rows
+
+
+def _labelled_rows(
+    config: Config, rows: Source, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int
+) -> tuple[Rows, Rows]:
+    """Train and eval rows of texts with labels."""
+    options: dict[str, Any] = {"max_length": max_length, "overlong": config.data.overlong}
+    train, held = (encode_labelled(side, tokenizer, labels, **options) for side in (rows.train, rows.eval))
+    _say_lost(train, max_length, config.data.overlong)
+    say(
+        f"{len(train.documents):,} texts of {len(labels.names)} classes; the commonest answer alone would be right for "
+        f"{majority(rows.eval):.1%} of the eval texts"
+    )
+    train_rows, eval_rows = (LabelledRows(side.documents, max_length, labels) for side in (train, held))
+    return train_rows, eval_rows
+
+
 def _general(config: Config, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Document]:
     """The documents that `regularise.ewc` measures on; none where it is off."""
     if not config.regularise.ewc:
@@ -125,14 +163,15 @@ def _refuse_what_cannot_work(
         raise TuneforgeError.of(found)
 
 
-def estimable(architecture: dict[str, Any], method: dict[str, Any]) -> Costs:
-    """What the memory estimate needs.
+def estimable(architecture: dict[str, Any], method: dict[str, Any], num_classes: int) -> Costs:
+    """What the memory estimate needs; `num_classes` is 0 for a language model.
 
     Raises:
         TuneforgeError: the architecture is not covered, so that `auto` cannot be worked out; training it is no problem.
     """
     try:
-        return Costs(ModelShape.from_hf_config(architecture), Trainable.of_method(method))
+        shape = ModelShape.from_hf_config(architecture).with_classes(num_classes)
+        return Costs(shape, Trainable.of_method(method))
     except TuneforgeError as error:
         raise TuneforgeError(
             "no-memory-estimate",
@@ -176,7 +215,9 @@ class Loaders(pl.LightningDataModule):
         super().__init__()
         self.context = context
         flatten = context.config.model.attn_implementation == "flash_attention_2"
-        self.collate = Collate(int(context.tokenizer.pad_token_id or 0), flatten)
+        pad_id = int(context.tokenizer.pad_token_id or 0)
+        labelled = isinstance(context.train_rows, LabelledRows)
+        self.collate = CollateLabelled(pad_id) if labelled else Collate(pad_id, flatten)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches from the step that training is at; Lightning asks after a checkpoint is restored."""
@@ -242,18 +283,8 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
         inference_mode=False,
         logger=loggers,
         callbacks=callbacks,
-        plugins=_plugins(callbacks, context.machine),
+        plugins=[AtomicCheckpointIO()],
     )
-
-
-def _plugins(callbacks: Sequence[Callback], machine: Machine) -> list[Any]:
-    """What writes checkpoints, and who the processes are.
-
-    Under SLURM, Lightning would take over signals and requeue jobs by itself, with checkpoints of its own.
-    """
-    background = next((c.background for c in callbacks if isinstance(c, Checkpoints)), None)
-    environment = TorchElasticEnvironment() if machine.world_size > 1 else LightningEnvironment()
-    return [AtomicCheckpointIO(background), environment]
 
 
 def _devices(machine: Machine) -> int | list[int]:

@@ -11,6 +11,9 @@ from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
 from tuneforge.context import Context
+from tuneforge.data.labelled import LabelledRows
+from tuneforge.objectives.base import base_model
+from tuneforge.objectives.classification import Classification
 
 
 @dataclass
@@ -19,6 +22,8 @@ class Measured:
 
     metrics: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, str]] = field(default_factory=list)
+    classes: dict[str, Any] | None = None
+    """Confusion matrix and each class's numbers, for classification."""
 
 
 def measure(trainer: pl.Trainer, module: pl.LightningModule, loaders: pl.LightningDataModule) -> Measured:
@@ -31,7 +36,12 @@ def measure(trainer: pl.Trainer, module: pl.LightningModule, loaders: pl.Lightni
         metrics = trainer.validate(module, loaders, verbose=False)[0]
     finally:
         trainer.loggers = loggers
-    return Measured({k: float(v) for k, v in metrics.items()}, _callback(trainer, SampleAnswers).take())
+    classified = module.classified if isinstance(module, Classification) else None
+    return Measured(
+        {k: float(v) for k, v in metrics.items()},
+        _callback(trainer, SampleAnswers).take(),
+        classified.as_record() if classified else None,
+    )
 
 
 def restore_best(trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -64,6 +74,9 @@ def export(context: Context, module: Any) -> None:
     model = module.model if is_adapter else module.model.to(getattr(torch, context.settled.base_dtype))
     context.method.save(model, temporary)
     context.tokenizer.save_pretrained(temporary)
+    if isinstance(context.train_rows, LabelledRows):
+        # Beside an adapter too: labels, padding and loss, without which its head cannot be read.
+        base_model(module.model).config.save_pretrained(temporary)
     if folder.exists():
         shutil.rmtree(folder)  # left by this run before it was interrupted between here and its end
     temporary.replace(folder)

@@ -11,6 +11,7 @@ from typing import Any
 from tuneforge.errors import Problem
 from tuneforge.interpolation import references
 from tuneforge.provenance import PLUGIN, Origin
+from tuneforge.rules import classifies
 from tuneforge.schema import Config
 from tuneforge.schema.signature import read_signature
 
@@ -76,6 +77,12 @@ def _outdone(config: Config) -> dict[str, str]:
         found["trainer.max_epochs"] = "trainer.max_steps is given"
     if config.data.split.eval_path is not None:
         found |= dict.fromkeys(("data.split.eval_fraction", "data.split.by"), "data.split.eval_path is given")
+    if classifies(config):
+        found["data.train_on"] = "the loss is on the label"
+        found["samples.max_new_tokens"] = "a label is predicted, not written"
+        found["model.chat_template"] = "a text is classified as it is"
+    elif config.data.labels is not None:
+        found["data.labels"] = "the objective learns no labels"
     if config.samples.num == 0:
         found["samples.max_new_tokens"] = "samples.num is 0"
     if not config.regularise.ewc:

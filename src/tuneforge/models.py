@@ -1,5 +1,7 @@
 """Loading weights and tokenizers; every way this fails for a user becomes an error that names the config path."""
 
+import copy
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,15 +13,23 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.utils import logging as transformers_logging
 
+from tuneforge.adapters import starting
 from tuneforge.console import console
+from tuneforge.data.labels import Labels
 from tuneforge.errors import TuneforgeError
+from tuneforge.heads import head_modules, in_head
 from tuneforge.locate import locate
 from tuneforge.schema.model import Model
 
@@ -100,13 +110,73 @@ def load_config(model: Model) -> PretrainedConfig:
     return config
 
 
-def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the right, with a pad token that is only ever used as filler."""
+def labels_in_order_of(labels: Labels, model: Model, config: PretrainedConfig) -> Labels:
+    """The labels in the order in which the base, or the adapter to go on from, was trained on them.
+
+    A base with other labels gets a new head. An adapter's head is what goes on, so its labels must be these.
+
+    Raises:
+        TuneforgeError: `model.adapter` was trained on other labels.
+    """
+    adapter = next(iter(starting(model)), None)
+    config_file = Path(adapter or "") / "config.json"
+    if adapter is not None and config_file.is_file():
+        config = AutoConfig.from_pretrained(config_file)
+    names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+    if set(names) == set(labels.names):
+        return dataclasses.replace(labels, names=names)
+    if adapter is not None:
+        raise TuneforgeError(
+            "other-labels",
+            f"{adapter} was trained on the labels {', '.join(names)}, and these rows have "
+            f"{', '.join(labels.names)}",
+            path="model.adapter",
+            fix="give data.labels=[...] of the adapter where the rows have fewer, or start a new adapter",
+        )
+    return labels
+
+
+def check_architecture(model: Model, config: PretrainedConfig, objective: str, *, classifies: bool) -> None:
+    """Refuse a model that is not made for the objective; transformers would load some in a mode they never saw.
+
+    Raises:
+        TuneforgeError: an encoder for next tokens, or a model without a classification head.
+    """
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        message, fix = f"{model.path} ({kind}) is an encoder with a decoder, and no objective here is for one", ""
+        raise TuneforgeError(
+            "wrong-architecture", message, path="model.path", fix=fix or "give a decoder or an encoder"
+        )
+    if classifies and kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise TuneforgeError(
+            "wrong-architecture",
+            f"{model.path} ({kind}) has no classification head in transformers, and "
+            f"task_recipe.objective={objective} trains one",
+            path="model.path",
+            fix="give a model of another architecture, such as llama, qwen3, gpt2, bert or modernbert",
+        )
+    if not classifies and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise TuneforgeError(
+            "wrong-architecture",
+            f"{model.path} ({kind}) is an encoder, which sees the tokens after the one it predicts, and "
+            f"task_recipe.objective={objective} learns next tokens",
+            path="model.path",
+            fix="use task_recipe=classification, or give a decoder (llama, qwen3, gpt2, ...)",
+        )
+
+
+def load_tokenizer(model: Model, *, generates: bool = True) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right, with a pad token that is only ever used as filler.
+
+    Raises:
+        TuneforgeError: it lacks the token that ends an answer, of a model that `generates`; or any that could pad.
+    """
     with _explained(model):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             locate(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and generates:
         raise TuneforgeError(
             "no-eos",
             f"the tokenizer of {model.path} has no EOS token, so a tuned model could not end an answer",
@@ -116,6 +186,13 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         # Labels are built from spans, never from ids, so a pad that equals EOS hides no real EOS.
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise TuneforgeError(
+            "no-pad",
+            f"the tokenizer of {model.path} has neither a pad token nor an EOS token to pad with",
+            path="model.path",
+            fix="set `pad_token` in its tokenizer_config.json",
+        )
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -124,26 +201,76 @@ def load_model(
     model: Model, config: PretrainedConfig, dtype: torch.dtype, quantization_config: Any = None
 ) -> PreTrainedModel:
     """The model in `dtype`, with pretrained or new random weights, left in eval mode as transformers does."""
+    loaded, _ = _load(AutoModelForCausalLM, model, config, dtype, quantization_config)
+    return loaded
+
+
+def load_classifier(
+    model: Model, config: PretrainedConfig, dtype: torch.dtype, quantization_config: Any = None
+) -> PreTrainedModel:
+    """The model with a classification head as `classifier_config` describes it; new where it has none of that size.
+
+    Raises:
+        TuneforgeError: the checkpoint's weights are not those of this architecture.
+    """
+    with torch.device("meta"):
+        heads = head_modules(AutoModelForSequenceClassification.from_config(config))
+    if quantization_config is not None:
+        # What is drawn anew is trained, and cannot be quantised.
+        quantization_config.llm_int8_skip_modules = heads
+    loaded, missing = _load(AutoModelForSequenceClassification, model, config, dtype, quantization_config)
+    lost = [name for name in missing if not in_head(name, heads)]
+    if lost:
+        raise TuneforgeError(
+            "unloadable-model",
+            f"{model.path}: {len(lost)} weights of the architecture are not in the checkpoint, {lost[0]} among them",
+            path="model.path",
+            fix="copy or download its files again",
+        )
+    return loaded
+
+
+def classifier_config(config: PretrainedConfig, labels: Labels, pad_token_id: int) -> PretrainedConfig:
+    """The model's config for a classification head: names of the classes, loss, padding."""
+    config = copy.deepcopy(config)
+    config.id2label = dict(enumerate(labels.names))
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    config.problem_type = "multi_label_classification" if labels.multi else "single_label_classification"
+    # Decoders find a text's last token by it.
+    config.get_text_config().pad_token_id = config.pad_token_id = pad_token_id
+    config.get_text_config().use_cache = config.use_cache = False
+    return config
+
+
+def _load(
+    kind: Any,
+    model: Model,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    quantization_config: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model of an auto class, and the names of the weights that its checkpoint does not have."""
     if not console.is_terminal:
         transformers_logging.disable_progress_bar()
     if model.init == "scratch":
-        fresh: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=model.attn_implementation
-        )
-        return fresh
+        return kind.from_config(config, dtype=dtype, attn_implementation=model.attn_implementation), []
     extra = {} if quantization_config is None else {"quantization_config": quantization_config}
+    if kind is AutoModelForSequenceClassification:
+        # Its config is not the checkpoint's own, and a head for other classes is drawn anew.
+        extra |= {"config": config, "ignore_mismatched_sizes": True}
     with _explained(model):
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded, found = kind.from_pretrained(
             locate(model.path),
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
             dtype=dtype,
             attn_implementation=model.attn_implementation,
+            output_loading_info=True,
             **extra,
         )
     if quantization_config is not None:
         check_quantised(loaded)
-    return loaded
+    return loaded, sorted(found["missing_keys"])
 
 
 LEAST_QUANTISED = 0.9
@@ -159,11 +286,12 @@ def check_quantised(model: PreTrainedModel) -> None:
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     outside = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    heads = head_modules(model)
     quantised, plain = 0, dict[str, int]()
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit | Linear8bitLt):
             quantised += module.in_features * module.out_features
-        elif id(module) not in outside and not isinstance(module, torch.nn.Embedding):
+        elif id(module) not in outside and not isinstance(module, torch.nn.Embedding) and not in_head(name, heads):
             own = module.named_parameters(prefix=name, recurse=False)
             plain |= {n: p.numel() for n, p in own if p.ndim > 1}
     whole = quantised + sum(plain.values())

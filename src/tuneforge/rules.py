@@ -219,7 +219,7 @@ def a_path_has_a_reader(config: Config, tree: Mapping[str, Any]) -> Problem | No
 def the_format_is_there(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """`data.format` is one of ours, or a function of a trusted package."""
     wanted = config.data.format
-    known = ("auto", "alpaca", "chat", "prompt_completion", "text")
+    known = ("auto", "alpaca", "chat", "prompt_completion", "text", "classification")
     if wanted in known:
         return None
     if "." not in wanted:
@@ -231,6 +231,50 @@ def the_format_is_there(config: Config, tree: Mapping[str, Any]) -> Problem | No
     except UnreadableTargetError as error:
         refusal = f"{wanted} cannot be found: {error}"
     return Problem("unknown-format", refusal, "data.format", fix=f"or one of {', '.join(known)}") if refusal else None
+
+
+@rule
+def labels_have_their_objective(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Rows with labels are for the classification objective, and it learns from no others."""
+    labelled, wanted = config.data.format == "classification", config.data.format
+    if labelled == classifies(config) or "." in wanted:
+        return None
+    if labelled:
+        message = f"reads labels, and task_recipe.objective={config.task_recipe.objective} learns from none"
+        fix = "use task_recipe=classification, or data.format=text for the text alone"
+    else:
+        message = f"is {wanted}, and task_recipe.objective=classification learns labels"
+        fix = "set data.format=classification, with rows of text and label (or labels: a list)"
+    return Problem("labels-without-objective", message, "data.format", fix=fix)
+
+
+@rule
+def texts_to_classify_stay_whole(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """A text with a label is one row: packed, one label would stand for several, and chunked, for parts."""
+    if not classifies(config) or not (config.data.packing or config.data.overlong == "chunk"):
+        return None
+    if config.data.packing:
+        message, key, fix = "packs texts into rows", "data.packing", "set data.packing=false"
+    else:
+        message, key, fix = "cuts texts into pieces", "data.overlong", "use data.overlong=truncate or drop"
+    return Problem("labelled-row", f"{message}, and a label is of one whole text", key, fix=fix)
+
+
+@rule
+def next_tokens_regularise_language_models(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Replayed rows and `regularise.*` are losses on next tokens, which a classification head does not predict."""
+    if not classifies(config):
+        return None
+    given = {
+        "data.replay.fraction": config.data.replay.fraction,
+        "regularise.ewc": config.regularise.ewc,
+        "regularise.kl": config.regularise.kl,
+    }
+    key = next((name for name, value in given.items() if value), None)
+    if key is None:
+        return None
+    message = f"is {given[key]}, which is about next tokens, and a classification head predicts none"
+    return Problem("no-next-tokens", message, key, fix="set it to 0")
 
 
 @rule
@@ -383,6 +427,11 @@ def architecture_problems(config: Config, architecture: Mapping[str, Any], metho
         fix = "give the unquantised model, or use method=lora on this one"
         found.append(Problem("already-quantised", message, "model.path", fix=fix))
     return found
+
+
+def classifies(config: Config) -> bool:
+    """Whether the run learns labels of texts."""
+    return config.task_recipe.objective == "classification"
 
 
 def is_quantised(tree: Mapping[str, Any]) -> bool:

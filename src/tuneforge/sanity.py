@@ -50,7 +50,7 @@ def _train(context: Context, trainer: pl.Trainer, module: Any, batch: Any) -> li
         group["lr"] = group.get("initial_lr", group["lr"])
     module.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    count = int((batch["labels"] != -100).sum())
+    count = int(module.count(batch))
     for _ in range(settings.steps):
         with trainer.precision_plugin.forward_context():
             loss = module.loss_sum(batch) / count

@@ -5,28 +5,28 @@ import pytest
 from tuneforge.compose import compose
 from tuneforge.front import front, groups
 
-# method -> sft, pretrain, continued; for models thousands of units wide (model.lr_scale=1).
+# method -> sft, pretrain, continued, classification; for models thousands of units wide (model.lr_scale=1).
 TABLE = {
-    "full": (5e-5, 3e-4, 2e-5),
-    "freeze": (5e-5, 1e-4, 2e-5),
-    "lora": (2e-4, 2e-4, 1e-4),
-    "qlora": (2e-4, 2e-4, 1e-4),
-    "qlora_8bit": (2e-4, 2e-4, 1e-4),
-    "rslora": (2e-4, 2e-4, 1e-4),
-    "pissa": (2e-4, 2e-4, 1e-4),
-    "olora": (2e-4, 2e-4, 1e-4),
-    "dora": (1e-4, 1e-4, 1e-4),
-    "qdora": (1e-4, 1e-4, 1e-4),
-    "lora_plus": (5e-5, 5e-5, 5e-5),
-    "loha": (2e-4, 2e-4, 1e-4),
-    "lokr": (5e-4, 5e-4, 2e-4),
-    "adalora": (5e-4, 5e-4, 2e-4),
-    "vera": (4e-3, 4e-3, 2e-3),
-    "ia3": (3e-3, 3e-3, 1e-3),
-    "fourierft": (3e-3, 3e-3, 1e-3),
-    "prompt_tuning": (3e-2, 3e-2, 3e-2),
-    "p_tuning": (3e-3, 3e-3, 3e-3),
-    "prefix_tuning": (1e-2, 1e-2, 1e-2),
+    "full": (5e-5, 3e-4, 2e-5, 2e-5),
+    "freeze": (5e-5, 1e-4, 2e-5, 5e-5),
+    "lora": (2e-4, 2e-4, 1e-4, 2e-4),
+    "qlora": (2e-4, 2e-4, 1e-4, 2e-4),
+    "qlora_8bit": (2e-4, 2e-4, 1e-4, 2e-4),
+    "rslora": (2e-4, 2e-4, 1e-4, 2e-4),
+    "pissa": (2e-4, 2e-4, 1e-4, 2e-4),
+    "olora": (2e-4, 2e-4, 1e-4, 2e-4),
+    "dora": (1e-4, 1e-4, 1e-4, 1e-4),
+    "qdora": (1e-4, 1e-4, 1e-4, 1e-4),
+    "lora_plus": (5e-5, 5e-5, 5e-5, 5e-5),
+    "loha": (2e-4, 2e-4, 1e-4, 2e-4),
+    "lokr": (5e-4, 5e-4, 2e-4, 5e-4),
+    "adalora": (5e-4, 5e-4, 2e-4, 5e-4),
+    "vera": (4e-3, 4e-3, 2e-3, 4e-3),
+    "ia3": (3e-3, 3e-3, 1e-3, 3e-3),
+    "fourierft": (3e-3, 3e-3, 1e-3, 3e-3),
+    "prompt_tuning": (3e-2, 3e-2, 3e-2, 1e-3),
+    "p_tuning": (3e-3, 3e-3, 3e-3, 1e-3),
+    "prefix_tuning": (1e-2, 1e-2, 1e-2, 1e-2),
 }
 RECIPES = {
     ("instruct", "lora"): 2e-4,
@@ -34,6 +34,8 @@ RECIPES = {
     ("code", "lora"): 1e-4,
     ("domain", "lora"): 5e-5,
     ("small_data", "lora"): 3e-4,
+    ("classification", "lora"): 2e-4,
+    ("classification", "full"): 2e-5,
     ("code", "full"): 2.5e-5,
     ("continued_pretrain", "full"): 2e-5,
     ("continued_pretrain", "lora"): 1e-4,
@@ -53,6 +55,7 @@ def test_every_method_is_in_the_table():
 @pytest.mark.parametrize("method", TABLE)
 def test_a_methods_rates_are_these(method):
     objectives = [f"task_recipe.objective={o}" for o in ("sft", "pretrain", "continued")]
+    objectives.append("task_recipe=classification")
     assert tuple(rate(f"method={method}", o, "optim=adamw") for o in objectives) == TABLE[method]
 
 

@@ -16,7 +16,7 @@ NEEDS = {"file": ["data.path=rows.jsonl"], "hf": ["model.path=somewhere"]}
 
 OPTIONS = {
     "callbacks": ["default", "none"],
-    "data": ["file", "pydoc", "pydoc_chat", "pydoc_code", "pydoc_text"],
+    "data": ["file", "pydoc", "pydoc_chat", "pydoc_code", "pydoc_package", "pydoc_text"],
     "hardware": [
         *("a100_40gb", "a100_80gb", "auto", "cpu", "h100", "h200"),
         *("l40s", "mi300x", "mps", "rtx3090", "rtx4090", "t4"),
@@ -30,14 +30,23 @@ OPTIONS = {
     "optim": ["adafactor", "adamw", "adamw_8bit", "lion", "muon", "paged_adamw_8bit"],
     "scheduler": ["constant", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear", "wsd"],
     "strategy": ["auto", "ddp", "single"],
-    "task_recipe": ["chat", "code", "continued_pretrain", "domain", "instruct", "pretrain", "small_data"],
+    "task_recipe": [
+        "chat",
+        "classification",
+        "code",
+        "continued_pretrain",
+        "domain",
+        "instruct",
+        "pretrain",
+        "small_data",
+    ],
 }
 
 
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 65
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 67
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")

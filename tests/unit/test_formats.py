@@ -99,8 +99,31 @@ def test_a_row_is_recognised_and_becomes_its_example(case: str) -> None:
 
 
 def test_every_format_has_a_good_row() -> None:
-    assert FORMATS == ("alpaca", "chat", "prompt_completion", "text")
-    assert {name for name, _, _ in GOOD.values()} == set(FORMATS)
+    assert FORMATS == ("alpaca", "chat", "prompt_completion", "text", "classification")
+    assert {name for name, _, _ in GOOD.values()} == set(FORMATS) - {"classification"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels", "several"),
+    [
+        ({"text": "a", "label": " good "}, ("good",), False),
+        ({"text": "a", "label": 1}, ("1",), False),
+        ({"text": "a", "label": True}, ("true",), False),
+        ({"text": "a", "labels": ["y", "x", "y"]}, ("x", "y"), True),
+        ({"text": "a", "labels": []}, (), True),
+    ],
+)
+def test_labels_are_read_by_name_and_never_recognised(fields: Any, labels: Any, several: bool) -> None:
+    (example,), _ = convert(rows(fields), recognise(rows(fields), "classification"))
+    assert (example.labels, example.multi_label) == (labels, several)
+    assert recognise(rows(fields)) == "text"
+
+
+def test_a_control_deals_labels_to_other_texts() -> None:
+    examples, _ = convert(rows(*({"text": str(i), "label": str(i)} for i in range(9))), "classification")
+    dealt = shuffle_answers(examples, 3)
+    assert sorted(e.labels for e in dealt) == sorted(e.labels for e in examples)
+    assert all(a.labels != b.labels for a, b in zip(dealt, examples, strict=True))
 
 
 def test_an_example_keeps_origin_group_and_held_out() -> None:
@@ -141,7 +164,7 @@ def test_a_wanted_format_that_does_not_fit_lists_its_own_columns_only() -> None:
 def test_an_unknown_format_is_refused_with_the_near_name() -> None:
     path, message, fix = refused(recognise, rows({"text": "a"}), "aplaca")
     assert (path, message) == ("data.format", "unknown format 'aplaca'")
-    assert fix == "did you mean 'alpaca'? known here: alpaca, auto, chat, prompt_completion, text"
+    assert fix == "did you mean 'alpaca'? known here: alpaca, auto, chat, classification, prompt_completion, text"
 
 
 def test_columns_that_fit_two_formats_need_a_choice() -> None:

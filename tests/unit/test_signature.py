@@ -98,3 +98,19 @@ def test_check_reports_every_problem_of_a_tree_at_once():
     problems = check({"seed": "x", "trainr": {}, "batch": {"effective": 0, "per_devise": 1}}).problems
     paths = {p.path for p in problems}
     assert {"seed", "trainr", "batch.effective", "batch.per_devise", "model", "optim"} <= paths
+
+
+def test_a_subclass_takes_the_objects_of_the_constructor_it_inherits(tmp_path, monkeypatch):
+    (tmp_path / "inheriting.py").write_text(
+        "from dataclasses import dataclass\n"
+        "class Base:\n"
+        "    def __init__(self, context, /, *, knob: int = 1): ...\n"
+        "class Derived(Base): ...\n"
+        "@dataclass(kw_only=True)\n"
+        "class Plain(Base):\n"
+        "    other: int = 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    derived, plain = read_signature("inheriting.Derived"), read_signature("inheriting.Plain")
+    assert (derived.num_objects, set(derived.fields)) == (1, {"knob"})
+    assert plain.num_objects == 0

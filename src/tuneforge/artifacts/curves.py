@@ -160,11 +160,12 @@ def charts(metrics: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) ->
         points = _series(metrics, key)
         return _chart(title, unit, [Line(title.lower(), "main", points, dots=len(points) <= FEW)], x, zero=zero)
 
+    classifies = settings.get("task_recipe.objective") == "classification"
     charts = [
         _loss_chart(metrics, settings, x),
         single("train/lr", "Learning rate"),
         _norm_chart(metrics, settings.get("trainer.gradient_clip_val") or 0, x),
-        single("train/tokens_per_s", "Speed", "supervised tokens/s"),
+        single("train/tokens_per_s", "Speed", "tokens/s" if classifies else "supervised tokens/s"),
     ]
     others = dict.fromkeys(key for m in metrics for key in m if key not in CHARTED)
     charts += [single(key, key, zero=False) for key in others]
@@ -178,7 +179,9 @@ def _loss_chart(metrics: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
         span = min(100, len(train) // 20 + 5)
         average = Line(f"train, exponential moving average (span {span})", "main", moving_average(train, span))
         lines = [Line("train", "raw", train), average]
-    unit = "nats per supervised token" if settings.get("task_recipe.objective") in ("sft", "pretrain") else ""
+    per = {"sft": "supervised token", "pretrain": "supervised token", "classification": "text"}
+    objective = settings.get("task_recipe.objective", "")
+    unit = f"nats per {per[objective]}" if objective in per else ""
     chart = _chart("Loss", unit, [*lines, Line("eval", "eval", evals, dots=True)], x)
     if chart:
         chart.marks.extend(_eval_marks(chart, evals))

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from tuneforge.callbacks.signals import requeued
 from tuneforge.compose import Composed
 from tuneforge.console import is_main_process, say
 from tuneforge.context import Context
+from tuneforge.data.labelled import LabelledRows
 from tuneforge.data.source import Source
 from tuneforge.errors import EXIT_OF, EXIT_OK, EXIT_REFUSED, TuneforgeError
 from tuneforge.finish import Measured
@@ -33,6 +35,8 @@ from tuneforge.versions import versions
 
 _SECRET_KEY = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b")
+
+_TOKENS = ("train/tokens_per_s", "supervised tokens")
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Record:
     @classmethod
     def of(cls, composed: Composed, context: Context, rows: Source, *, resumed: bool) -> "Record":
         """A new record, or that of the run folder when it is resumed."""
-        data = {
+        data: dict[str, Any] = {
             "name": composed.choices.get("data"),
             "format": rows.format,
             "rows": rows.num_rows,
@@ -64,11 +68,14 @@ class Record:
             "eval_documents": len(context.eval_rows.documents),
             "train_rows": len(context.train_rows),
         }
+        if isinstance(context.train_rows, LabelledRows):
+            labels = context.train_rows.labels
+            data |= {"labels": list(labels.names), "multi_label": labels.multi}
         record = cls(composed, context, data, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
         if resumed:
             old = read_json(context.folder.record)
             record.started = old["started"]
-            record.before = Measured(old["metrics"]["before"], old["samples"]["before"])
+            record.before = Measured(old["metrics"]["before"], old["samples"]["before"], old["classes"]["before"])
             record.parameters = old["parameters"]
             record.begun = True
         return record
@@ -91,8 +98,8 @@ class Record:
         say(
             f"training {self.parameters['trainable']:,} of {self.parameters['total']:,} parameters in "
             f"{settled.precision}: {settled.num_steps} steps of {settled.documents_per_step:.0f} documents "
-            f"({settled.per_device} rows x {settled.accumulate} x {settled.world_size}, "
-            f"{settled.label_tokens_per_step:.0f} supervised tokens); "
+            f"({settled.per_device} rows x {settled.accumulate} x {settled.world_size}"
+            f"{'' if self._classifies else f', {settled.label_tokens_per_step:.0f} supervised tokens'}); "
             f"eval loss of the base {self.before.metrics['eval/loss']:.4f}"
         )
 
@@ -153,6 +160,7 @@ class Record:
                 "hardware": facts(self.context),
                 "efficiency": self._efficiency(),
                 "metrics": {"before": self.before.metrics, "after": self.after.metrics},
+                "classes": {"before": self.before.classes, "after": self.after.classes},
                 "samples": {"before": self.before.samples, "after": self.after.samples},
                 "versions": versions(),
                 "git": git_commit(),
@@ -167,34 +175,40 @@ class Record:
         flops: float | None = None
         # An architecture without a closed form has no utilisation; its price and energy are known all the same.
         with suppress(TuneforgeError):
-            shape = ModelShape.from_hf_config(self.context.architecture.to_dict())
+            architecture = self.context.architecture.to_dict()
+            shape = ModelShape.from_hf_config(architecture).with_classes(len(self.data.get("labels", ())))
             flops = flops_per_token(shape, Trainable.of_method(self.composed.tree["method"]))
         steps = [m for m in read_metrics(self.context.folder.metrics) if "train/tokens_per_s" in m]
         # The logged speed counts supervised tokens; the device computes the others too.
-        speed = sum(m["train/tokens_per_s"] / m["train/supervised_fraction"] for m in steps) / max(1, len(steps))
+        speeds = [m["train/tokens_per_s"] / m.get("train/supervised_fraction", 1.0) for m in steps]
+        speed = sum(speeds) / max(1, len(steps))
         seconds = time.perf_counter() - self.clock
         return efficiency(config.hardware, flops, speed, seconds, machine.world_size)
 
     def _provenance(self) -> dict[str, Any]:
         return {path: o.as_dict() for path, o in sorted(self.composed.origins.items())}
 
+    @property
+    def _classifies(self) -> bool:
+        return "labels" in self.data
+
     def _summary(self, trainer: pl.Trainer) -> None:
         folder, settled = self.context.folder, self.context.settled
-        before, after = self.before.metrics["eval/loss"], self.after.metrics["eval/loss"]
         steps = [m for m in read_metrics(folder.metrics) if "train/loss" in m]
-        speed = sum(m["train/tokens_per_s"] for m in steps) / len(steps) if steps else 0.0
-        tokens = settled.label_tokens_per_step * settled.num_steps
+        key, what = ("train/examples_per_s", "texts") if self._classifies else _TOKENS
+        speed = sum(m[key] for m in steps) / len(steps) if steps else 0.0
+        learnt = settled.label_tokens_per_step * settled.num_steps
         result = folder.result(not self.context.method.trains_base)
         if self.after.samples:
             sample = self.after.samples[0]
             untuned = self.before.samples[0]["answer"] if self.before.samples else ""
             say(f"\nprompt   {_one_line(sample['prompt'])}\nbefore   {_one_line(untuned)}")
             say(f"after    {_one_line(sample['answer'])}\nwanted   {_one_line(sample['wanted'])}")
-        say(f"\neval loss   {before:.4f} -> {after:.4f} ({after / before - 1:+.1%})")
-        say(f"trained on  {tokens:,.0f} supervised tokens, {speed:,.0f} a second")
-        say(f"result      {result}")
-        say(f"report      {folder.report}")
-        say(f"next        {self._next_command(result)}")
+        lines = dict(_changes(self.before.metrics, self.after.metrics))
+        lines["trained on"] = f"{learnt:,.0f} {what}, {speed:,.0f} a second"
+        lines |= {"result": str(result), "report": str(folder.report), "next": self._next_command(result)}
+        width = max(map(len, lines)) + 2
+        say("\n" + "\n".join(f"{name:<{width}}{value}" for name, value in lines.items()))
 
     def _next_command(self, result: Path) -> str:
         """The run's own command, going on from its result."""
@@ -204,6 +218,19 @@ class Record:
             dropped, model = ("model.adapter", "resume", "hydra."), [f"model.adapter={result}"]
         typed = [o for o in self.composed.overrides if not o.startswith(dropped)]
         return shlex.join(["python", "-m", "tuneforge", *typed, *model])
+
+
+def _changes(before: dict[str, float], after: dict[str, float]) -> Iterator[tuple[str, str]]:
+    """Every measure of the eval split, with its change; of the loss in percent."""
+    for name, value in after.items():
+        if name.startswith("eval/"):
+            old = before.get(name)
+            share = f" ({value / old - 1:+.1%})" if name == "eval/loss" and old else ""
+            yield name.replace("/", " ").replace("_", " "), f"{_shown(old)} -> {_shown(value)}{share}"
+
+
+def _shown(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.4f}"
 
 
 def git_commit() -> str | None:

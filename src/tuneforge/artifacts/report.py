@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from tuneforge.artifacts.classes import class_tables
 from tuneforge.artifacts.curves import charts
 from tuneforge.artifacts.figures import mean, number, plain
 from tuneforge.artifacts.folder import RunFolder, read_json, read_metrics, write_text
@@ -44,6 +45,8 @@ def write_report(root: Path) -> Path:
         "facts": _facts(run, metrics),
         "charts": charts(metrics, settings),
         "evaluations": [m for m in metrics if "eval/loss" in m],
+        "measures": _measures(run),
+        "classes": class_tables(run),
         "samples": _samples(**run["samples"]),
         "settings": settings,
         "hardware": _hardware(**run["hardware"]),
@@ -93,10 +96,16 @@ def _facts(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict
         "speed": mean([m.get("train/tokens_per_s") for m in metrics]),
         "last_step": max((m["step"] for m in metrics), default=0),
         "epoch": max((m["epoch"] for m in metrics if "epoch" in m), default=None),
-        "perplexity": [run["metrics"][moment].get("eval/perplexity") for moment in ("before", "after")],
         "duration": _duration((written - started).total_seconds()),
         "gaps": sorted({m["step"] for m in metrics for value in m.values() if mean([value]) is None}),
     }
+
+
+def _measures(run: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    """Key, words, before and after of all that was measured on the eval split beside its loss."""
+    before, after = (run["metrics"][moment] for moment in ("before", "after"))
+    keys = [k for k in dict.fromkeys([*before, *after]) if k.startswith("eval/") and k != "eval/loss"]
+    return [(k, k.partition("/")[2].replace("_", " "), before.get(k), after.get(k)) for k in keys]
 
 
 def _duration(seconds: float) -> str:

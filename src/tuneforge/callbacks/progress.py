@@ -1,5 +1,6 @@
 """A progress bar with loss, eval loss, tokens/s and time left; plain lines where there is no terminal."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -61,10 +62,16 @@ class Progress(ProgressBar):
         self._eval = f"  eval {loss:.3f}"
         train = trainer.callback_metrics.get("train/loss")
         speed = trainer.callback_metrics.get("train/tokens_per_s")
+        fraction = trainer.callback_metrics.get("train/supervised_fraction")
         say(
             f"step {trainer.global_step:>5}/{trainer.max_steps}  eval loss {loss:.4f}"
+            + "".join(f"  {name} {value:.4f}" for name, value in _others(trainer.callback_metrics))
             + (f"  train loss {float(train):.4f}" if train is not None else "")
-            + (f"  {float(speed):,.0f} supervised tokens/s" if speed is not None else "")
+            + (
+                f"  {float(speed):,.0f} {'' if fraction is None else 'supervised '}tokens/s"
+                if speed is not None
+                else ""
+            )
         )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,3 +86,10 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _others(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """What an objective measures beside its loss; perplexity is the loss again."""
+    for name, value in metrics.items():
+        if name.startswith("eval/") and name not in ("eval/loss", "eval/perplexity"):
+            yield name.removeprefix("eval/").replace("_", " "), float(value)

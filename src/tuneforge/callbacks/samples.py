@@ -1,5 +1,6 @@
 """Answers of the model to a few eval prompts, before and after training, for reading."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 
 from tuneforge.data.encode import IGNORE, Document
+from tuneforge.data.labelled import LabelledRows
 from tuneforge.generation import generate
 
 
@@ -20,7 +22,7 @@ class Sample:
 
 
 class SampleAnswers(pl.Callback):
-    """Greedy answers at the end of an evaluation that stands outside of training."""
+    """Greedy answers, or predicted labels, at the end of an evaluation that stands outside of training."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
@@ -29,6 +31,9 @@ class SampleAnswers(pl.Callback):
         """Generate on the first process."""
         context = pl_module.context
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
+            return
+        if isinstance(context.eval_rows, LabelledRows):
+            self.samples = _classified(pl_module, context.eval_rows, context.config.samples.num)
             return
         prompts = sample_prompts(context.eval_rows.documents, context.config.samples.num)
         self.samples = [self._answer(pl_module, *prompt) for prompt in prompts]
@@ -44,11 +49,24 @@ class SampleAnswers(pl.Callback):
         return [asdict(s) for s in self.samples]
 
 
-def sample_prompts(documents: list[Document], count: int) -> list[tuple[Any, Any]]:
+def _classified(module: Any, rows: LabelledRows, count: int) -> list[Sample]:
+    """Texts with the label of the data and the predicted one."""
+    documents = [rows.documents[i] for i in _spread(len(rows.documents), count)]
+    texts = [module.context.tokenizer.decode(d.input_ids, skip_special_tokens=True).strip() for d in documents]
+    wanted = [module.named(d.labels) for d in documents]
+    return [Sample(*one) for one in zip(texts, wanted, module.predict(documents), strict=True)]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Up to `count` places of `length`, evenly apart."""
+    places = np.linspace(0, length - 1, min(count, length)).astype(int).tolist() if length else []
+    return list(dict.fromkeys(places))
+
+
+def sample_prompts(documents: Sequence[Document], count: int) -> list[tuple[Any, Any]]:
     """(prompt ids, wanted ids) of up to `count` documents, spread evenly over the split."""
     found = []
-    spread = np.linspace(0, len(documents) - 1, min(count, len(documents))).astype(int).tolist() if documents else []
-    for i in dict.fromkeys(spread):
+    for i in _spread(len(documents), count):
         supervised = np.flatnonzero(documents[i].labels != IGNORE)
         start = int(supervised[0])
         if start == 0:

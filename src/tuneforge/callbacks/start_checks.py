@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneforge.compat import is_4bit
 from tuneforge.console import say, warn
 from tuneforge.data.encode import IGNORE, Document
+from tuneforge.data.labelled import LabelledRows
 from tuneforge.errors import TuneforgeError
 
 
@@ -50,6 +51,15 @@ def check_batch(batch: Any) -> None:
     assert bool((positions[:, 1:] == positions[:, :-1] + 1)[shown].all()), "a label crosses into another document"
 
 
+def check_labelled_batch(batch: Any) -> None:
+    """Assert of a collated batch of texts that each has a label and tokens, with padding on the right alone."""
+    labels, mask = batch["labels"], batch["attention_mask"]
+    assert len(labels) <= int(batch["num_labels"]), "the step has fewer texts than this batch of it"
+    assert bool((labels != IGNORE).all()), "a text has no label"
+    assert bool((mask[:, 0] == 1).all()), "a text has no tokens, or padding in front"
+    assert bool((mask[:, 1:] <= mask[:, :-1]).all()), "a text has padding inside"
+
+
 def _ends_in(document: Document, special: set[int]) -> bool:
     supervised = document.labels[document.labels != IGNORE]
     return int(supervised[-1]) in special
@@ -75,10 +85,11 @@ class StartChecks(pl.Callback):
         )
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """On the first collated batch: each label is the next token of its own document."""
+        """On the first collated batch: each label is the next token of its own document, or that of its text."""
         if not self.batch_checked:
             self.batch_checked = True
-            check_batch(batch)
+            labelled = isinstance(pl_module.context.train_rows, LabelledRows)
+            (check_labelled_batch if labelled else check_batch)(batch)
 
     def _run(self, module: Any) -> None:
         if self.done or not module.context.config.data.packing:

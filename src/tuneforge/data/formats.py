@@ -30,12 +30,16 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row in the form that training takes: either messages, or prompt and completion, or text."""
+    """One row in the form that training takes: messages, or prompt and completion, or text, or text and labels."""
 
     messages: tuple[Message, ...] = ()
     prompt: str = ""
     completion: str = ""
     text: str = ""
+    labels: tuple[str, ...] | None = None
+    """The classes that the text has; None where the row is not for classification."""
+    multi_label: bool = False
+    """The row gave a list of them."""
     origin: str = ""
     group: str = ""
     held_out: bool | None = None
@@ -50,6 +54,8 @@ class Format:
     convert: Callable[[Mapping[str, Any]], Example]
     """Raises `RowError`. Origin, group and held_out are filled in afterwards."""
     optional: tuple[str, ...] = ()
+    by_name_only: bool = False
+    """Never recognised from the columns: what else has them is learnt from in another way."""
 
     def fits(self, columns: Mapping[str, Any]) -> bool:
         """Whether the columns hold all that one alternative needs."""
@@ -76,7 +82,7 @@ def recognise(rows: Sequence[Row], wanted: str = "auto") -> str:
     if "." in wanted:
         return wanted  # a function of a plugin's: it judges each row itself
     columns = dict.fromkeys(name for row in rows[:_LOOK] for name in row.fields)
-    considered = list(_FORMATS) if wanted == "auto" else [wanted]
+    considered = [name for name, f in _FORMATS.items() if not f.by_name_only] if wanted == "auto" else [wanted]
     fitting = [name for name in considered if _FORMATS[name].fits(columns)]
     if not fitting:
         raise _no_format(columns, considered, rows[0].origin)
@@ -183,11 +189,35 @@ def _plain_text(fields: Mapping[str, Any]) -> Example:
     return Example(text=_text(fields, "text"))
 
 
+def _classification(fields: Mapping[str, Any]) -> Example:
+    text = _text(fields, "text")
+    found = [name for name in ("label", "labels") if fields.get(name) is not None]
+    if not found:
+        raise RowError("has neither a 'label' nor 'labels'")
+    if len(found) > 1:
+        raise RowError("has both 'label' and 'labels'")
+    if found == ["label"]:
+        return Example(text=text, labels=(_label(fields["label"], "'label'"),))
+    value = fields["labels"]
+    if not isinstance(value, list | tuple):
+        raise RowError(f"'labels' is {kind_of(value)}, not a list; one label goes into a column 'label'")
+    names = tuple(sorted({_label(one, "an item of 'labels'") for one in value}))
+    return Example(text=text, labels=names, multi_label=True)
+
+
+def _label(value: object, what: str) -> str:
+    """A label's name: text, a whole number (sets often number their classes), or true and false as JSON spells them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else _checked(value, what, False).strip()
+
+
 _FORMATS: dict[str, Format] = {
     "alpaca": Format((("instruction", "output"),), _alpaca, ("input", "system")),
     "chat": Format((("messages",), ("conversations",)), _chat),
     "prompt_completion": Format((("prompt", "completion"),), _prompt_completion),
     "text": Format((("text",),), _plain_text),
+    "classification": Format((("text", "label"), ("text", "labels")), _classification, by_name_only=True),
 }
 FORMATS = tuple(_FORMATS)
 
@@ -270,14 +300,18 @@ def shuffle_answers(examples: Sequence[Example], seed: int) -> list[Example]:
         raise TuneforgeError(
             "nothing-to-shuffle", "answers can be shuffled among 2 examples or more", path="data", fix="use more rows"
         )
-    answers = [_answer(example) for example in examples]
+    if all(example.labels is not None for example in examples):
+        answers: list[Any] = [example.labels for example in examples]
+        give: Callable[[Example, Any], Example] = lambda example, labels: replace(example, labels=labels)  # noqa: E731
+    else:
+        answers, give = [_answer(example) for example in examples], _with_answer
     generator = random.Random(seed)  # noqa: S311 - a reproducible control, no secret
     source = list(range(len(examples)))
     # Sattolo's shuffle: one cycle through all, so that no place keeps its own.
     for place in range(len(source) - 1, 0, -1):
         other = generator.randrange(place)
         source[place], source[other] = source[other], source[place]
-    return [_with_answer(example, answers[i]) for example, i in zip(examples, source, strict=True)]
+    return [give(example, answers[i]) for example, i in zip(examples, source, strict=True)]
 
 
 def _answer(example: Example) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from tuneforge.console import warn
 from tuneforge.data.file import file
 from tuneforge.data.formats import Example, convert, recognise, shuffle_answers
+from tuneforge.data.labels import Labels, labels_of
 from tuneforge.data.pydoc import pydoc_text
 from tuneforge.data.rows import Row
 from tuneforge.data.split import split
@@ -23,7 +24,7 @@ class Source:
     """The examples of a run."""
 
     format: str
-    """alpaca, chat, prompt_completion or text."""
+    """alpaca, chat, prompt_completion, text, classification, or a plugin's function."""
     train: list[Example]
     eval: list[Example]
     digests: dict[str, str]
@@ -31,6 +32,8 @@ class Source:
     num_rows: int
     num_replayed: int = 0
     """General examples among `train`."""
+    labels: Labels | None = None
+    """The classes, for classification."""
 
     @property
     def digest(self) -> str:
@@ -58,6 +61,7 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
     else:
         train, held = split(examples, by=data.split.by, eval_fraction=data.split.eval_fraction, seed=seed)
     _check_sides(train, held)
+    labels = labels_of(train, held, data.labels)
     if data.shuffle_answers:
         train = shuffle_answers(train, seed)
     train = _sample(train, data.max_rows, seed)
@@ -71,6 +75,7 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
         digests=digests,
         num_rows=len(rows),
         num_replayed=len(general),
+        labels=labels,
     )
 
 

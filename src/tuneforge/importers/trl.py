@@ -233,7 +233,7 @@ RULES: dict[str, Rule] = {
     "seed": To("seed", whole),
     "bnb_4bit_quant_type": Not("NF4 is what there is", ("nf4",)),
     "bnb_4bit_quant_storage": Not("4-bit weights are stored as bytes here", ("uint8",)),
-    "lora_task_type": Not("language models are what is trained here", ("CAUSAL_LM",)),
+    "lora_task_type": Not("follows from task_recipe.objective", ("CAUSAL_LM",)),
     "truncation_mode": Not("the end of a long row is cut here", ("keep_start",)),
     "loss_type": Not("the loss is the mean negative log-likelihood of the tokens here", ("nll", "chunked_nll")),
     "dataset_train_split": Not("all rows of the source are read", ("train",)),

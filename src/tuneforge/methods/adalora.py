@@ -52,7 +52,6 @@ class AdaLora(TargetedMethod):
             orth_reg_weight=self.orth_reg_weight,
             modules_to_save=self.modules_to_save,
             fan_in_fan_out=transposed(model),
-            task_type="CAUSAL_LM",
             **self.targets(model),
         )
 

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneforge.adapters import fitting
 from tuneforge.errors import TuneforgeError, did_you_mean, near
+from tuneforge.heads import head_modules, in_head
 from tuneforge.method import Method
 
 
@@ -30,9 +33,9 @@ class PeftMethod(Method):
         """
         if adapter is not None:
             return self.continued(model, adapter)
-        config = self.peft_config(model)
+        config = for_task(self.peft_config(model), model)
         try:
-            return get_peft_model(model, config)
+            return with_fp32_head(get_peft_model(model, config))
         except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
             raise TuneforgeError(
                 "adapter-does-not-fit",
@@ -57,7 +60,28 @@ class PeftMethod(Method):
 
     def loaded(self, model: PreTrainedModel, adapter: str, config: PeftConfig) -> PeftModel:
         """The model with a saved adapter, trainable."""
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True, config=config)
+        return with_fp32_head(PeftModel.from_pretrained(model, adapter, is_trainable=True, config=config))
+
+
+def for_task(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
+    """The description with the task that the model's head is for; a classifier's head is saved with the adapter."""
+    heads = head_modules(model)
+    config.task_type = "SEQ_CLS" if heads else "CAUSAL_LM"
+    if heads:
+        # Those names PEFT adds itself.
+        own = [name for name in heads if name not in SEQ_CLS_HEAD_NAMES]
+        given = getattr(config, "modules_to_save", None) or []
+        config.modules_to_save = [*given, *own]  # type: ignore[attr-defined]
+    return config
+
+
+def with_fp32_head(model: Any) -> PeftModel:
+    """The model with the modules that it trains in full, in fp32: PEFT sees to that of adapters alone."""
+    assert isinstance(model, PeftModel)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +134,11 @@ class TargetedMethod(PeftMethod):
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Full name -> linear module (GPT-2's Conv1D among them), the output head left out."""
+    """Full name -> linear module (GPT-2's Conv1D among them), output and classification heads left out."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    heads = head_modules(model)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    return {n: m for n, m in linear.items() if not in_head(n, heads)}
 
 
 def transposed(model: nn.Module) -> bool:

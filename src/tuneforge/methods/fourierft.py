@@ -28,6 +28,5 @@ class FourierFt(TargetedMethod):
             random_loc_seed=self.random_loc_seed,
             modules_to_save=self.modules_to_save,
             fan_in_fan_out=transposed(model),
-            task_type="CAUSAL_LM",
             **self.targets(model),
         )

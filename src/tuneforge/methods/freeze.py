@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
+from tuneforge.heads import head_modules, in_head
 from tuneforge.method import Method
 from tuneforge.schema.types import PositiveInt
 
@@ -29,6 +30,7 @@ class Freeze(Method):
             TuneforgeError: more layers than there are, or a pattern that matches nothing.
         """
         model.requires_grad_(False)
+        heads = head_modules(model)
         chosen = [p for name, p in model.named_parameters() if re.search(self._pattern(model), name)]
         if not chosen:
             names = [name for name, _ in model.named_parameters()]
@@ -38,7 +40,8 @@ class Freeze(Method):
                 path="method.pattern",
                 fix=f"names are like {', '.join(names[1:4])}",
             )
-        for parameter in chosen:
+        # A classifier's head is new, so that nothing is learnt without it.
+        for parameter in [*chosen, *(p for name, p in model.named_parameters() if in_head(name, heads))]:
             parameter.data = parameter.data.to(torch.float32)
             parameter.requires_grad_(True)
         return model

@@ -51,7 +51,6 @@ class Ia3(PeftMethod):
             feedforward_modules=[d for d in down if d in targets],
             modules_to_save=self.modules_to_save,
             fan_in_fan_out=transposed(model),
-            task_type="CAUSAL_LM",
         )
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
@@ -61,7 +63,6 @@ class Lora(TargetedMethod):
             alpha_pattern=dict(self.alpha_pattern or {}),
             modules_to_save=self.modules_to_save,
             fan_in_fan_out=transposed(model),
-            task_type="CAUSAL_LM",
             trainable_token_indices=_new_rows(model),
             **self.targets(model),
         )
@@ -97,6 +98,7 @@ class Lora(TargetedMethod):
             # PEFT loads the start beside the result and warns that the two do not go together.
             warnings.simplefilter("ignore")
             model.save_pretrained(folder, path_initial_model_for_weight_conversion=start, save_embedding_layers=False)
+        _add_modules_to_save(model, folder / SAFETENSORS_WEIGHTS_NAME)
 
     def _check_rank(self, model: PreTrainedModel) -> None:
         """A rank above a layer's width costs more than the layer and says no more."""
@@ -128,6 +130,14 @@ def _new_rows(model: PreTrainedModel) -> dict[str, list[int]] | None:
 def _adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     """The trainable weights, copied."""
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _add_modules_to_save(model: PeftModel, file: Path) -> None:
+    """Put the modules trained in full beside the adapter's difference, from which PEFT 0.21 leaves them out."""
+    saved = load_file(file)
+    whole = {n: t.contiguous() for n, t in get_peft_model_state_dict(model).items() if "lora_" not in n}
+    if whole.keys() - saved.keys():
+        save_file({**saved, **whole}, file, metadata={"format": "pt"})
 
 
 def _save_start(model: PeftModel, initial: dict[str, torch.Tensor], folder: Path) -> None:

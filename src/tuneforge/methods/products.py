@@ -27,7 +27,6 @@ class LoHa(TargetedMethod):
             alpha=self.alpha,
             module_dropout=self.module_dropout,
             modules_to_save=self.modules_to_save,
-            task_type="CAUSAL_LM",
             **self.targets(model),
         )
 
@@ -47,6 +46,5 @@ class LoKr(LoHa):
             module_dropout=self.module_dropout,
             decompose_factor=self.decompose_factor,
             modules_to_save=self.modules_to_save,
-            task_type="CAUSAL_LM",
             **self.targets(model),
         )

@@ -17,7 +17,7 @@ from peft import (
 )
 from transformers import PreTrainedModel
 
-from tuneforge.methods.base import PeftMethod
+from tuneforge.methods.base import PeftMethod, with_fp32_head
 from tuneforge.schema.types import PositiveInt
 
 
@@ -27,8 +27,7 @@ class Prompted(PeftMethod):
     def loaded(self, model: PreTrainedModel, adapter: str, config: PeftConfig) -> PeftModel:
         """The model with saved vectors, trainable: PEFT itself loads them for inference only."""
         config.inference_mode = False
-        tuned = get_peft_model(model, config)
-        assert isinstance(tuned, PeftModel)
+        tuned = with_fp32_head(get_peft_model(model, config))
         set_peft_model_state_dict(tuned, load_peft_weights(adapter, device="cpu"))
         return tuned
 
@@ -47,7 +46,7 @@ class PromptTuning(Prompted):
 
     def peft_config(self, model: PreTrainedModel) -> PromptTuningConfig:
         """Prompt tuning's."""
-        return PromptTuningConfig(num_virtual_tokens=self.num_virtual_tokens, task_type="CAUSAL_LM")
+        return PromptTuningConfig(num_virtual_tokens=self.num_virtual_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,6 @@ class PTuning(PromptTuning):
         return PromptEncoderConfig(
             num_virtual_tokens=self.num_virtual_tokens,
             encoder_hidden_size=self.encoder_hidden_size,
-            task_type="CAUSAL_LM",
         )
 
 
@@ -86,4 +84,4 @@ class PrefixTuning(Prompted):
 
     def peft_config(self, model: PreTrainedModel) -> PrefixTuningConfig:
         """Prefix tuning's."""
-        return PrefixTuningConfig(num_virtual_tokens=self.num_virtual_tokens, task_type="CAUSAL_LM")
+        return PrefixTuningConfig(num_virtual_tokens=self.num_virtual_tokens)

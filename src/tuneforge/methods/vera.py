@@ -32,6 +32,5 @@ class Vera(TargetedMethod):
             save_projection=True,
             modules_to_save=self.modules_to_save,
             fan_in_fan_out=transposed(model),
-            task_type="CAUSAL_LM",
             **self.targets(model),
         )

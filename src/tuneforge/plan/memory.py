@@ -182,7 +182,8 @@ def _terms(shape: ModelShape, run: _Run, tokens: int) -> _Terms:
     backward = kept + (layer if run.gradient_checkpointing or run.activation_offload else 0)
     widths = 3.5 + 1.5 * run.casts + 1.5 * (run.method.dropout > 0)
     backward += tokens * shape.intermediate_size * compute * widths
-    scores = run.logits_rows_fraction * tokens * shape.vocab_size
+    # A classifier scores every token and takes one of them.
+    scores = (1 if shape.num_classes else run.logits_rows_fraction) * tokens * shape.head_width
     # Naive cross-entropy: the logits, their log-softmax in fp32, its gradient and that of its input, also in fp32.
     # The caller who lets go of the logits before the backward pass needs `compute` less.
     copies = bool(shape.softcap) + run.method.outside
@@ -204,19 +205,20 @@ def _moments(shape: ModelShape, run: _Run, terms: _Terms) -> list[_Moment]:
 
 def _moments_of_full(shape: ModelShape, run: _Run, terms: _Terms, widest: int) -> list[_Moment]:
     """Training every weight adds autocast's copies of them, and gradients on their way into the accumulated ones."""
-    compute, stored, head = run.compute_bytes, run.trainable_bytes, shape.vocab_size * shape.hidden_size
+    compute, stored, head = run.compute_bytes, run.trainable_bytes, shape.head_width * shape.hidden_size
+    embedding = shape.vocab_size * shape.hidden_size
     # Autocast caches its copies until the forward pass ends; without checkpointing the backward pass needs them all.
     copies = (shape.linear_parameters() + head) * compute if run.casts else 0
     held = 0 if run.gradient_checkpointing else copies
     # The two gradients of a tied embedding are summed before they are accumulated: the head's waits for the other.
-    waiting = head * stored if shape.tied_embeddings else 0
+    waiting = head * stored if shape.tied_embeddings and not shape.num_classes else 0
     scores = terms.scores * compute
     return [
         _Moment(terms.kept, terms.scores * (compute + 8), copies),
         _Moment(terms.kept, terms.loss, max(held, head * compute if run.casts else 0)),
         _Moment(terms.kept, 2 * scores, held + head * (compute + stored)),
         _Moment(terms.backward, scores, held + waiting + widest * (compute + stored)),
-        _Moment(0, scores, 2 * waiting + head * stored),
+        _Moment(0, scores, 2 * waiting + embedding * stored),
     ]
 
 

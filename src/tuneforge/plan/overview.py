@@ -13,6 +13,7 @@ from tuneforge.plan.memory import GIB, Setting, estimate, largest_per_device
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import expected_tokens_per_s, flops_per_token, generated_tokens_per_s
 from tuneforge.provenance import origin_of
+from tuneforge.rules import classifies
 
 SHOWN = (
     *("optim.lr", "optim.weight_decay", "scheduler.warmup_ratio", "batch.effective", "batch.per_device"),
@@ -66,7 +67,9 @@ def _estimate(composed: Composed) -> dict[str, Any]:
     if architecture is None:
         return {"problem": f"{model.path} is not on this machine yet, so its size is not known"}
     try:
-        shape = ModelShape.from_hf_config(architecture)
+        # How many classes the rows have is not known before they are read; the head is small whatever their number.
+        classes = len(composed.config.data.labels or ("one", "two")) if classifies(composed.config) else 0
+        shape = ModelShape.from_hf_config(architecture).with_classes(classes)
         return _of_shape(composed, shape, Trainable.of_method(composed.tree["method"]))
     except TuneforgeError as error:
         return {"problem": error.problems[0].message}

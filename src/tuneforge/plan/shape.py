@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from tuneforge.errors import TuneforgeError, did_you_mean
@@ -40,11 +40,18 @@ NAMES = {
     ),
     "phi3": _Names(("self_attn.qkv_proj",), "self_attn.o_proj", ("mlp.gate_up_proj",), "mlp.down_proj"),
     "gpt2": _Names(("attn.c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    "bert": _Names(
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "attention.output.dense",
+        ("intermediate.dense",),
+        "output.dense",
+    ),
     "gpt_neox": _Names(("attention.query_key_value",), "attention.dense", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
 }
 
 _GEMMA = {"tied_embeddings": True, "head_dim": 256}
 _BIASED = {"gated_mlp": False, "qkv_bias": True, "out_bias": True, "mlp_bias": True, "norm_bias": True}
+_BERT = {**_BIASED, "names": "bert", "tied_embeddings": True, "learned_positions": True, "pooler": True}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"head_dim": 128, "qk_norm": True},
@@ -54,6 +61,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"names": "phi3"},
     "gpt2": {**_BIASED, "names": "gpt2", "tied_embeddings": True, "learned_positions": True, "activation_copies": 4},
     "gpt_neox": {**_BIASED, "names": "gpt_neox"},
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT),
 }
 """model_type -> what its config.json may leave unsaid: fixed by the modelling code, or the config class's default.
 Types not listed are read as llama (two norms, a gated MLP, no biases, an output head of its own); most are smaller."""
@@ -71,6 +79,7 @@ _KEYS = {
     "qkv_bias": ("attention_bias",),
     "out_bias": ("attention_bias",),
     "mlp_bias": ("mlp_bias",),
+    "token_types": ("type_vocab_size",),
     "softcap": ("final_logit_softcapping",),
 }
 _OUTSIDE = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte")
@@ -86,7 +95,7 @@ _NOT_COVERED = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """The sizes of a decoder-only transformer that decide its memory."""
+    """The sizes of a transformer without cross-attention that decide its memory."""
 
     vocab_size: int
     """Rows of the embedding and of the output head."""
@@ -108,7 +117,7 @@ class ModelShape:
     """SwiGLU or GeGLU (three matrices) rather than two."""
     max_positions: int
     """Longest sequence; a table of that many rows where positions are learned."""
-    names: Literal["llama", "phi3", "gpt2", "gpt_neox"] = "llama"
+    names: Literal["llama", "phi3", "gpt2", "gpt_neox", "bert"] = "llama"
     """Whose names the matrices of a layer have."""
     qkv_bias: bool = False
     """Query, key and value projections have biases."""
@@ -126,6 +135,12 @@ class ModelShape:
     """Positions are an embedding table."""
     softcap: float = 0.0
     """Logits become cap * tanh(logits / cap), which keeps one more copy of them; 0: they do not."""
+    num_classes: int = 0
+    """Classes of a classification head, which stands in for the output head; 0: a language model."""
+    pooler: bool = False
+    """A classifier has a matrix of the stream's width before its head, trained with it; both have biases (BERT)."""
+    token_types: int = 0
+    """Rows of a table that is added to the embeddings (BERT: first and second text)."""
     activation_copies: int = 1
     """Tensors of the MLP's width that its activation keeps; 4 for GPT-2's, which is written out in elementary steps."""
 
@@ -157,6 +172,23 @@ class ModelShape:
         heads = said["num_heads"]
         unsaid = {"num_kv_heads": heads, "head_dim": said["hidden_size"] // heads, "tied_embeddings": False}
         return cls(**{**unsaid, "gated_mlp": True, **_FAMILIES.get(kind, {}), **said})
+
+    def with_classes(self, number: int) -> "ModelShape":
+        """The model with a classification head of so many classes; 0 leaves it a language model."""
+        return replace(self, num_classes=number)
+
+    @property
+    def head_width(self) -> int:
+        """Scores that the head gives for a token."""
+        return self.num_classes or self.vocab_size
+
+    @property
+    def classifier_parameters(self) -> int:
+        """Weights of a classification head, which every method trains."""
+        if not self.num_classes:
+            return 0
+        pooler = self.hidden_size**2 + self.hidden_size + self.num_classes
+        return self.num_classes * self.hidden_size + self.pooler * pooler
 
     @property
     def query_size(self) -> int:
@@ -190,8 +222,10 @@ class ModelShape:
         biases = self.qkv_bias * (self.query_size + 2 * self.kv_size) + self.out_bias * self.hidden_size
         biases += self.mlp_bias * ((1 + self.gated_mlp) * self.intermediate_size + self.hidden_size)
         layer = biases + self.norms_per_layer * norm + self.qk_norm * 2 * self.head_dim
-        tables = (2 - self.tied_embeddings) * self.vocab_size + self.learned_positions * self.max_positions
-        return self.linear_parameters() + self.num_layers * layer + norm + tables * self.hidden_size
+        heads = 0 if self.num_classes or self.tied_embeddings else 1
+        tables = (1 + heads) * self.vocab_size + self.learned_positions * self.max_positions + self.token_types
+        inside = self.linear_parameters() + self.num_layers * layer + norm
+        return inside + tables * self.hidden_size + self.classifier_parameters
 
 
 def _merged(widths: tuple[int, ...], names: tuple[str, ...]) -> tuple[int, ...]:
@@ -274,12 +308,13 @@ class Trainable:
         """Weights that have a gradient: r * (in + out) for each adapter."""
         if self.kind == "full":
             return shape.num_parameters()
+        head = shape.classifier_parameters
         if self.kind == "layers":
-            return min(self.layers, shape.num_layers) * shape.linear_parameters() // shape.num_layers
+            return head + min(self.layers, shape.num_layers) * shape.linear_parameters() // shape.num_layers
         if self.kind == "vectors":
-            return shape.num_layers * sum(i.out_features for i in self.linears(shape))
+            return head + shape.num_layers * sum(i.out_features for i in self.linears(shape))
         layer = sum(i.in_features + i.out_features for i in self.linears(shape))
-        return self.r * (shape.num_layers * layer + self.outside * (shape.hidden_size + shape.vocab_size))
+        return head + self.r * (shape.num_layers * layer + self.outside * (shape.hidden_size + shape.vocab_size))
 
 
 def _ends(name: str, target: str) -> bool:

@@ -36,8 +36,11 @@ class Data(Pluggable):
 
     path: str | None = None
     """File, folder or glob, for sources that read one."""
-    format: Literal["auto", "alpaca", "chat", "prompt_completion", "text"] | str = "auto"
-    """auto: recognised from the columns. A plugin's own: the dotted path of a function from a row to an example."""
+    format: Literal["auto", "alpaca", "chat", "prompt_completion", "text", "classification"] | str = "auto"
+    """auto: recognised from the columns, but for classification: raw text may have labels too. A plugin's own: the
+    dotted path of a function from a row to an example."""
+    labels: list[str] | None = None
+    """Classes in the order of their ids, for classification. null: those of the train rows, sorted."""
     on_bad: Literal["error", "skip"] = "error"
     """A row that does not fit the format stops the run, or is left out and counted."""
     max_length: Literal["auto"] | PositiveInt = "auto"

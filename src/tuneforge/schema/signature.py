@@ -208,7 +208,9 @@ def _of_class(target: str, module: _Module, node: ast.ClassDef) -> Signature:
     if _is_dataclass(node):
         fields.update(_dataclass_fields(module, node))
     accepts_any = any(s.accepts_any for s in inherited)
-    return Signature(target, fields, home=module.name, accepts_any=accepts_any, pluggable=pluggable)
+    # A dataclass has an __init__ of its own; any other class has the first that a base has.
+    objects = 0 if _is_dataclass(node) else next((s.num_objects for s in inherited if s.num_objects), 0)
+    return Signature(target, fields, objects, home=module.name, accepts_any=accepts_any, pluggable=pluggable)
 
 
 def _try_read(target: str) -> Signature | None:

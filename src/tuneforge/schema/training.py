@@ -13,7 +13,7 @@ class TaskRecipe(Pluggable):
     name: str
     """The option's name."""
     objective: str
-    """sft or pretrain; the key into a method's learning-rate table."""
+    """sft, pretrain, continued or classification; the key into a method's learning-rate table."""
     rank: PositiveInt = 16
     """Adapter rank that suits the task: 8 standard, 16 instruction and chat, 32 code, 64 domain."""
     alpha: PositiveInt = 32

@@ -1,0 +1,252 @@
+"""What every objective shares: building the model, the optimizer, the bookkeeping of a step, checkpoints and resume."""
+
+import random
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tuneforge import adapters
+from tuneforge.activations import offloaded
+from tuneforge.compat import compile_layers, enable_checkpointing, is_4bit
+from tuneforge.context import Context
+from tuneforge.objectives.parameters import parameter_groups
+from tuneforge.objectives.regularisers import Consolidation
+from tuneforge.targets import make
+from tuneforge.vocabulary import make_room
+
+
+class Objective(pl.LightningModule):
+    """A model under a method, and a loss.
+
+    The loss of an optimizer step is the sum over what is learnt from (supervised tokens, or examples) divided by their
+    number, over all micro-batches and devices: a mean of means would weigh one by how few others share its micro-batch.
+    A batch holds that number as `num_labels`.
+    """
+
+    # Only trainable weights are in a checkpoint; `on_load_checkpoint` asserts that all of those came back.
+    strict_loading = False
+
+    def __init__(self, context: Context, /) -> None:
+        super().__init__()
+        self.context = context
+        self.model: nn.Module | None = None
+        self._sums: list[Tensor] = []
+        self._step_loss: Tensor | None = None
+        self._rate = 0.0
+        self._step_seconds = 0.0
+        self._grad_norm: Tensor | None = None
+        self._consolidation: Consolidation | None = None
+
+    # ---- what an objective says of itself
+
+    def load_base(self, dtype: torch.dtype, quantization_config: Any) -> PreTrainedModel:
+        """The model with the head that the objective needs."""
+        raise NotImplementedError
+
+    def loss_sum(self, batch: Any) -> Tensor:
+        """Summed loss of a micro-batch; shape []."""
+        raise NotImplementedError
+
+    def count(self, batch: Any) -> Tensor:
+        """How many of what is learnt from a micro-batch holds; shape []."""
+        raise NotImplementedError
+
+    def throughput(self, batch: Any, seconds: float) -> dict[str, float]:
+        """What the log says of a step's speed, given its last micro-batch and how long it took."""
+        raise NotImplementedError
+
+    # ---- building
+
+    def configure_model(self) -> None:
+        """Load the weights and apply the method; Lightning calls it once a process, again before each stage."""
+        if self.model is not None:
+            return
+        context = self.context
+        # New weights, an adapter's among them, are drawn here: the same on every device and in every run of this seed.
+        seed_at(context.config.seed, 0)
+        dtype = getattr(torch, context.settled.base_dtype)
+        stored = torch.float32 if context.method.stores_fp32 else dtype
+        base = self.load_base(stored, context.method.quantization_config(dtype))
+        make_room(base, context.tokenizer, context.config.model.add_tokens or [])
+        model = adapters.build(context.method, base, context.config.model)
+        if context.settled.gradient_checkpointing:
+            enable_checkpointing(base, context.settled.gradient_checkpointing == "selective")
+        if context.config.model.torch_compile:
+            compile_layers(model)
+        context.method.on_start(model, context.settled.num_steps)
+        if context.config.regularise.ewc:
+            self._consolidation = Consolidation(context.config.regularise.ewc)
+        self.model = model
+        # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
+        # and dropout are silently off (Lightning issue 20105).
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; 4-bit layers always stay in train mode.
+
+        The layers have no dropout; what eval mode does to them is told at `is_4bit`.
+        """
+        super().train(mode)
+        for module in filter(is_4bit, self.modules()):
+            module.training = True
+        return self
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer of conf/optim over two parameter groups, and the schedule of conf/scheduler by step."""
+        assert self.model is not None
+        config = self.context.config
+        scale = self.context.method.learning_rate_scale
+        groups = parameter_groups(self.model, config.optim.weight_decay, config.optim.lr, scale)
+        optimizer = make(self.context.tree["optim"], groups)
+        scheduler = make(self.context.tree["scheduler"], optimizer, self.context.settled.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- training
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed every generator from the position in the run: dropout is then the same after a resume."""
+        settled = self.context.settled
+        seed_at(self.context.config.seed, 1 + batch_idx * settled.world_size + self.global_rank)
+        self._started = time.perf_counter()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The micro-batch's share of the step's loss, scaled against Lightning's and DDP's own averaging."""
+        with self.saving_activations():
+            loss = self.loss_sum(batch)
+        return self.penalised(self.scaled_share(loss, batch))
+
+    def saving_activations(self) -> AbstractContextManager[None]:
+        """What a forward pass that will be differentiated stands in: where its activations wait for that."""
+        return offloaded(self) if self.context.settled.activation_offload else nullcontext()
+
+    def scaled_share(self, loss: Tensor, batch: Any) -> Tensor:
+        """Of a micro-batch's summed loss: its share in the step's mean, noted for the log, times the step's passes."""
+        share: Tensor = loss / batch["num_labels"]
+        detached = share.detach()
+        self._step_loss = detached if self._step_loss is None else self._step_loss + detached
+        return share * self.passes
+
+    @property
+    def passes(self) -> int:
+        """Micro-batches of an optimizer step over all devices: what Lightning and DDP divide by."""
+        return self.context.settled.accumulate * self.context.settled.world_size
+
+    def penalised(self, loss: Tensor) -> Tensor:
+        """With the terms that hang on weights alone: the same in each micro-batch, averaged over them by Lightning."""
+        own = self.context.method.penalty(self.model)
+        if own is not None:
+            loss = loss + own
+        if self._consolidation is not None:
+            assert self.model is not None
+            loss = loss + self._consolidation.penalty(self.model)
+        return loss
+
+    def on_train_start(self) -> None:
+        """With `regularise.ewc`: which weights the general rows need."""
+        if self._consolidation is not None:
+            self._consolidation.measure(self, self.context)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to the config's norm, and keep the norm for the log; 0 only measures."""
+        self._rate = float(optimizer.param_groups[0]["lr"])
+        unscale(self.trainer.precision_plugin, optimizer)
+        limit = self.context.config.trainer.gradient_clip_val or float("inf")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After an optimizer step: what metrics.jsonl shows of it."""
+        self._step_seconds += time.perf_counter() - self._started
+        if (batch_idx + 1) % self.context.settled.accumulate:
+            return
+        assert self._step_loss is not None
+        assert self._grad_norm is not None
+        self.context.method.on_step_end(self.model, self.trainer.global_step)
+        self.log_dict(
+            {
+                "train/loss": self.trainer.strategy.reduce(self._step_loss, reduce_op="sum"),
+                "train/grad_norm": self._grad_norm,
+                "train/lr": self._rate,
+                **self.throughput(batch, self._step_seconds),
+                **self.progress(),
+            }
+        )
+        self._step_loss, self._step_seconds = None, 0.0
+
+    def progress(self) -> dict[str, float]:
+        """Where the run is: optimizer steps done (Lightning counts from 0), and passes over the train rows."""
+        step = self.trainer.global_step
+        return {"step": float(step), "epoch": step * self.context.settled.rows_per_step / len(self.context.train_rows)}
+
+    # ---- evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the sums of the last evaluation."""
+        self._sums = []
+
+    def summed(self) -> Tensor:
+        """What the evaluation steps put into `_sums`, added up over batches and devices, in double precision."""
+        total = torch.stack(self._sums).double().sum(0)
+        return self.trainer.strategy.reduce(total, reduce_op="sum")
+
+    # ---- checkpoints
+
+    def trainable_names(self) -> set[str]:
+        """Names of the weights that training moves: all that a checkpoint holds."""
+        return {name for name, p in self.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trainable weights only: the frozen base is where it was."""
+        names = self.trainable_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        checkpoint["method"] = self.context.method.state(self.model)
+        if self._consolidation is not None:
+            checkpoint["consolidation"] = self._consolidation.state()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Every trainable weight must come back: a partial load would train on in silence with fresh ones."""
+        missing = self.trainable_names() - set(checkpoint["state_dict"])
+        self.context.method.load_state(self.model, checkpoint["method"])
+        if self._consolidation is not None:
+            self._consolidation.load_state(checkpoint["consolidation"], self.device)
+        assert not missing, f"checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[:3]} among them"
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model under PEFT's wrapper, or the model itself."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base
+
+
+def unscale(precision: Precision, optimizer: torch.optim.Optimizer) -> None:
+    """Under fp16's loss scaling, bring the gradients of an optimizer that unscales within its step to their own size.
+
+    Lightning leaves those (fused AdamW) alone, and they would be clipped, and logged, tens of thousands of times too
+    large.
+    """
+    scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        scaler.unscale_(optimizer)
+
+
+def seed_at(seed: int, position: int) -> None:
+    """Seed Python, NumPy and torch from (seed, position); position 0 is the building of the model."""
+    mixed = int(np.random.SeedSequence((seed, position)).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
