@@ -2,15 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+Footprint = Literal["full", "layers", "lora", "vectors"]
+"""What a method trains, as far as memory goes: `Trainable.kind` of tuneforge.plan.shape says more."""
+
 
 class Method:
-    """A way of changing a model. Each hook does nothing here; a method overrides what it needs."""
+    """A way of changing a model. Each hook does nothing here; a method overrides what it needs.
+
+    The class attributes are facts, which rules and plans read from the source (tuneforge.schema.facts): literals.
+    """
 
     trains_base: ClassVar[bool] = False
     """The result is a whole model (`model/`) rather than an adapter (`adapter/`)."""
@@ -20,6 +26,16 @@ class Method:
     """Equal rows give equal numbers whatever is beside them; not so where activations are quantised together."""
     checkpoints: ClassVar[bool] = True
     """Activations can be recomputed in the backward pass."""
+    packs: ClassVar[bool] = True
+    """Documents of a packed row stay apart under it."""
+    footprint: ClassVar[Footprint] = "full"
+    """How memory is estimated; what says nothing counts as training everything."""
+    quantises: ClassVar[Literal[0, 4, 8]] = 0
+    """Bits in which the base is stored; 0: not quantised."""
+    rewriting: ClassVar[tuple[str, ...]] = ()
+    """Values of `init_lora_weights` that move part of the base into the adapter."""
+    not_on_conv1d: ClassVar[Mapping[str, str]] = {}
+    """Value of `init_lora_weights` ("": all of them) -> why it does not work on GPT-2's Conv1D layers."""
 
     @property
     def virtual_tokens(self) -> int:

@@ -153,11 +153,13 @@ def test_an_architecture_that_is_not_covered_is_refused(extra: dict[str, int]) -
 
 
 def test_a_method_node_says_what_is_trained() -> None:
-    node = {"name": "qlora", "r": 8, "target_modules": ["q_proj"], "lora_dropout": 0.1, "double_quant": False}
+    methods = "tuneforge.methods"
+    options: dict[str, object] = {"r": 8, "target_modules": ["q_proj"], "lora_dropout": 0.1, "double_quant": False}
+    node = {"_target_": f"{methods}.qlora.QLora", **options}
     expected = Trainable(kind="lora", r=8, targets=["q_proj"], dropout=0.1, quantised=True, double_quant=False)
     assert Trainable.of_method(node) == expected
-    assert Trainable.of_method({"name": "lora", "r": 4}) == Trainable(kind="lora", r=4)
-    assert Trainable.of_method({"name": "full"}) == FULL
+    assert Trainable.of_method({"_target_": f"{methods}.lora.Lora", "r": 4}) == Trainable(kind="lora", r=4)
+    assert Trainable.of_method({"_target_": f"{methods}.full.Full"}) == FULL
 
 
 def test_a_target_that_is_not_there_is_refused() -> None:

@@ -1,7 +1,7 @@
 """What the methods of PEFT share."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneforge.errors import TuneforgeError, did_you_mean, near
-from tuneforge.method import Method
+from tuneforge.method import Footprint, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,24 @@ class PeftMethod(Method):
 class TargetedMethod(PeftMethod):
     """A PEFT method that attaches to chosen modules."""
 
+    footprint: ClassVar[Footprint] = "lora"
+
     target_modules: str | list[str] = "all-linear"
     """all-linear (every linear layer but the head); names of modules; or a pattern for their full names."""
     layers_to_transform: list[int] | None = None
     """Numbers of the layers to attach to, from 0; null: all. Later layers are more task-specific."""
     modules_to_save: list[str] | None = None
     """Names of modules that are trained in full and saved with the adapter, such as a new head."""
+
+    def shared(self, model: PreTrainedModel) -> dict[str, Any]:
+        """The arguments that PEFT's configs of these methods have in common.
+
+        Raises:
+            TuneforgeError: a name or a layer that this model does not have.
+        """
+        common = {"modules_to_save": self.modules_to_save, "task_type": "CAUSAL_LM", **self.targets(model)}
+        # A method without a layer for Conv1D has no word for transposed weights either.
+        return common if "" in self.not_on_conv1d else {**common, "fan_in_fan_out": transposed(model)}
 
     def targets(self, model: PreTrainedModel) -> dict[str, Any]:
         """PEFT's arguments for where to attach.

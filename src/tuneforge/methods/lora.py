@@ -2,16 +2,17 @@
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import TargetedMethod, linear_modules, transposed
+from tuneforge.methods.base import TargetedMethod, linear_modules
 from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
 
 INITIAL = "tuneforge_initial"
@@ -21,6 +22,9 @@ INITIAL = "tuneforge_initial"
 @dataclass(frozen=True, kw_only=True)
 class Lora(TargetedMethod):
     """Adapters of rank `r`; the base is frozen."""
+
+    rewriting = ("pissa", "pissa_niter_16", "olora")
+    not_on_conv1d: ClassVar[Mapping[str, str]] = {"olora": "OLoRA decomposes it the wrong way round"}
 
     r: PositiveInt = 16
     """Rank: 8 standard, 16 instruction and chat, 32 code, 64 domain."""
@@ -56,10 +60,7 @@ class Lora(TargetedMethod):
             init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
             rank_pattern=dict(self.rank_pattern or {}),
             alpha_pattern=dict(self.alpha_pattern or {}),
-            modules_to_save=self.modules_to_save,
-            fan_in_fan_out=transposed(model),
-            task_type="CAUSAL_LM",
-            **self.targets(model),
+            **self.shared(model),
         )
 
     def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PeftModel:
@@ -72,7 +73,7 @@ class Lora(TargetedMethod):
     @property
     def rewrites_base(self) -> bool:
         """Whether the base without the adapter is no longer the model that was loaded."""
-        return self.init_lora_weights in ("pissa", "pissa_niter_16", "olora")
+        return self.init_lora_weights in self.rewriting
 
     def learning_rate_scale(self, name: str) -> float:
         """LoRA+: B matrices learn faster."""

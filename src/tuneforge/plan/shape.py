@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from tuneforge.errors import TuneforgeError, did_you_mean
+from tuneforge.schema.facts import method_facts
 
 
 class Linear(NamedTuple):
@@ -222,14 +223,15 @@ class Trainable:
 
     @classmethod
     def of_method(cls, method: Mapping[str, Any]) -> "Trainable":
-        """Read a config's `method` node. One whose options say nothing of it counts as training everything."""
-        quantised = "double_quant" in method or "int8_threshold" in method
-        if "last_layers" in method and method.get("pattern") is None:
+        """Read a config's `method` node, and what the method's class says of itself."""
+        facts = method_facts(method)
+        kind, bits = facts["footprint"], facts["quantises"]
+        if kind == "layers" and method.get("pattern") is None:
             return cls(kind="layers", r=1, layers=method["last_layers"])
-        # Their trained numbers are few; what they keep for the backward pass is as much as rank 1 keeps.
-        if any(key in method for key in ("num_virtual_tokens", "feedforward_modules", "d_initial", "n_frequency")):
+        if kind == "vectors":
+            # Their trained numbers are few; what they keep for the backward pass is as much as rank 1 keeps.
             return cls(kind="vectors", r=1)
-        if "r" not in method:
+        if kind != "lora":
             return cls(kind="full")
         return cls(
             kind="lora",
@@ -237,9 +239,9 @@ class Trainable:
             r=method.get("init_r", method["r"]),
             targets=method.get("target_modules", "all-linear"),
             dropout=method.get("lora_dropout", 0.0),
-            quantised=quantised,
+            quantised=bits > 0,
             double_quant=method.get("double_quant", True),
-            bits=8 if "int8_threshold" in method else 4,
+            bits=bits or 4,
         )
 
     def linears(self, shape: ModelShape) -> list[Linear]:
