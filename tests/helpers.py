@@ -88,3 +88,18 @@ def make_tokenizer(name: str = "llama") -> Any:
 
         tokenizer.chat_template = CHATML
     return tokenizer
+
+
+def documents(count: int = 6, seed: int = 0) -> list[Any]:
+    """Random documents of 6 to 29 tokens, the second half of each supervised."""
+    import numpy as np
+
+    from tuneforge.data.encode import IGNORE, Document
+
+    rng = np.random.default_rng(seed)
+    made = []
+    for length in rng.integers(6, 30, count):
+        ids = rng.integers(5, 300, length)
+        labels = np.where(np.arange(length) < length // 2, IGNORE, ids)
+        made.append(Document(ids, labels, "t"))
+    return made

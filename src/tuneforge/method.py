@@ -32,6 +32,8 @@ class Method:
     """How memory is estimated; what says nothing counts as training everything."""
     quantises: ClassVar[Literal[0, 4, 8]] = 0
     """Bits in which the base is stored; 0: not quantised."""
+    adapts_experts: ClassVar[bool] = False
+    """It can adapt the fused experts of a mixture, through an option `target_parameters`."""
     rewriting: ClassVar[tuple[str, ...]] = ()
     """Values of `init_lora_weights` that move part of the base into the adapter."""
     not_on_conv1d: ClassVar[Mapping[str, str]] = {}

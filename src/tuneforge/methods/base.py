@@ -5,9 +5,11 @@ from typing import Any, ClassVar
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tuneforge.console import say
 from tuneforge.errors import TuneforgeError, did_you_mean, near
 from tuneforge.method import Footprint, Method
 
@@ -97,6 +99,8 @@ class TargetedMethod(PeftMethod):
         names = linear_names(model)
         wanted = self.target_modules
         if wanted == "all-linear":
+            if fused_experts(model) and not self.adapts_experts:
+                say(f"{type(self).__name__} leaves the experts of this mixture as they are: PEFT adapts them with LoRA")
             # From the model itself: PEFT's table of names knows some architectures only.
             found: str | list[str] = sorted(names)
         else:
@@ -114,6 +118,15 @@ class TargetedMethod(PeftMethod):
             )
         return {"target_modules": found, "layers_to_transform": self.layers_to_transform}
 
+    def fused_experts(self, model: PreTrainedModel) -> list[str]:
+        """Names of the fused experts (tuneforge.methods.base.fused_experts) in the layers that are chosen."""
+        found = fused_experts(model)
+        if self.layers_to_transform is None:
+            return sorted({".".join(name.split(".")[-2:]) for name in found})
+        # PEFT's layers_to_transform knows modules alone, so that these are named one by one.
+        chosen = {str(n) for n in self.layers_to_transform}
+        return [name for name in found if next(p for p in name.split(".") if p.isdigit()) in chosen]
+
     def _check_layers(self, model: PreTrainedModel) -> None:
         count = int(model.config.get_text_config().num_hidden_layers)
         outside = [n for n in self.layers_to_transform or [] if not 0 <= n < count]
@@ -130,6 +143,17 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Full name -> linear module (GPT-2's Conv1D among them), the output head left out."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+
+
+def fused_experts(model: nn.Module) -> list[str]:
+    """Full names of weights that hold all experts of a layer, [experts, out, in]: parameters, and no linear modules."""
+    return [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if not isinstance(module, _ConvNd)
+        for own, p in module.named_parameters(recurse=False)
+        if p.ndim == 3
+    ]
 
 
 def transposed(model: nn.Module) -> bool:

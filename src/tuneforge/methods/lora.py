@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import TargetedMethod, linear_modules
+from tuneforge.methods.base import TargetedMethod, fused_experts, linear_modules
 from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
 
 INITIAL = "tuneforge_initial"
@@ -23,6 +23,7 @@ INITIAL = "tuneforge_initial"
 class Lora(TargetedMethod):
     """Adapters of rank `r`; the base is frozen."""
 
+    adapts_experts = True
     rewriting = ("pissa", "pissa_niter_16", "olora")
     not_on_conv1d: ClassVar[Mapping[str, str]] = {"olora": "OLoRA decomposes it the wrong way round"}
 
@@ -40,6 +41,9 @@ class Lora(TargetedMethod):
     """Scale by lora_alpha / sqrt(r), so that high ranks learn as fast (arXiv 2312.03732)."""
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"] = "default"
     """How adapters start. pissa and olora put the base's own main directions into them, and rewrite the base."""
+    target_parameters: Literal["auto"] | list[str] = "auto"
+    """Fused experts of a mixture that are adapted too, each at rank r, by the ends of their names: experts.down_proj.
+    auto: all of them where target_modules is all-linear; []: none. Routers stay frozen."""
     rank_pattern: dict[str, PositiveInt] | None = None
     """Module name or pattern -> its own rank."""
     alpha_pattern: dict[str, PositiveInt] | None = None
@@ -60,8 +64,29 @@ class Lora(TargetedMethod):
             init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
             rank_pattern=dict(self.rank_pattern or {}),
             alpha_pattern=dict(self.alpha_pattern or {}),
+            target_parameters=self._experts(model) or None,
             **self.shared(model),
         )
+
+    def _experts(self, model: PreTrainedModel) -> list[str]:
+        """Ends of the names of the fused experts to adapt.
+
+        Raises:
+            TuneforgeError: a name that matches none.
+        """
+        if self.target_parameters == "auto":
+            return self.fused_experts(model) if self.target_modules == "all-linear" else []
+        there = fused_experts(model)
+        missing = [t for t in self.target_parameters if not any(n == t or n.endswith(f".{t}") for n in there)]
+        if missing:
+            known = ", ".join(sorted({".".join(n.split(".")[-2:]) for n in there})) or "none: no fused experts here"
+            raise TuneforgeError(
+                "unknown-module",
+                f"{', '.join(map(repr, missing))} match{'es' if len(missing) == 1 else ''} no fused experts",
+                path="method.target_parameters",
+                fix=f"there are {known}",
+            )
+        return list(self.target_parameters)
 
     def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PeftModel:
         """The model with new adapters, or with those of `adapter`; what a rewritten base started from is kept."""
@@ -102,8 +127,10 @@ class Lora(TargetedMethod):
         if wanted != "all-linear" and not isinstance(wanted, str):
             names = {n: m for n, m in names.items() if n.rpartition(".")[2] in wanted}
         weights: dict[str, torch.Tensor] = {n: m.get_parameter("weight") for n, m in names.items()}
-        # Quantised weights are packed: their shape says nothing.
-        widths = {n: min(w.shape) for n, w in weights.items() if w.dtype.is_floating_point}
+        ends = tuple(f".{t}" for t in self._experts(model))
+        weights |= {n: model.get_parameter(n) for n in fused_experts(model) if f".{n}".endswith(ends)}
+        # Quantised weights are packed: their shape says nothing. Experts are stacked in the first dimension.
+        widths = {n: min(w.shape[-2:]) for n, w in weights.items() if w.dtype.is_floating_point}
         narrow = [(n, width) for n, width in widths.items() if width < self.r]
         if narrow:
             raise TuneforgeError(

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,6 +21,7 @@ from tuneforge.data.encode import IGNORE
 from tuneforge.models import load_model
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.objectives.regularisers import Consolidation, divergence
+from tuneforge.objectives.routers import RouterBalance
 from tuneforge.targets import make
 
 
@@ -44,6 +45,7 @@ class CausalLM(pl.LightningModule):
         self._step_seconds = 0.0
         self._grad_norm: Tensor | None = None
         self._consolidation: Consolidation | None = None
+        self._balance: RouterBalance | None = None
 
     # ---- building
 
@@ -65,6 +67,7 @@ class CausalLM(pl.LightningModule):
         context.method.on_start(model, context.settled.num_steps)
         if context.config.regularise.ewc:
             self._consolidation = Consolidation(context.config.regularise.ewc)
+        self._balance = RouterBalance.of(base, context.config.regularise.router_aux_loss_coef)
         self.model = model
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
         # and dropout are silently off (Lightning issue 20105).
@@ -136,7 +139,8 @@ class CausalLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the step's loss, scaled against Lightning's and DDP's own averaging."""
-        loss, logits, keep = self._loss_and_logits(batch)
+        with self._balance.watching() if self._balance is not None else nullcontext():
+            loss, logits, keep = self._loss_and_logits(batch)
         share = loss / batch["num_labels"]
         detached = share.detach()
         self._step_loss = detached if self._step_loss is None else self._step_loss + detached
@@ -147,6 +151,8 @@ class CausalLM(pl.LightningModule):
             total = total + self.context.config.regularise.kl * near * passes
         for penalty in self._penalties():
             total = total + penalty
+        if self._balance is not None:
+            total = total + self._balance.loss(batch)
         return total
 
     def _penalties(self) -> Iterator[Tensor]:

@@ -49,6 +49,7 @@ _BIASED = {"gated_mlp": False, "qkv_bias": True, "out_bias": True, "mlp_bias": T
 _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"head_dim": 128, "qk_norm": True},
+    "qwen3_moe": {"qk_norm": True},
     "gemma": _GEMMA,
     "gemma2": {**_GEMMA, "norms_per_layer": 4},
     "gemma3_text": {**_GEMMA, "norms_per_layer": 4, "qk_norm": True},
@@ -73,14 +74,20 @@ _KEYS = {
     "out_bias": ("attention_bias",),
     "mlp_bias": ("mlp_bias",),
     "softcap": ("final_logit_softcapping",),
+    "num_experts": ("num_local_experts", "num_experts"),
+    "experts_per_token": ("num_experts_per_tok",),
+    "expert_size": ("moe_intermediate_size",),
 }
 _OUTSIDE = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte")
 """Matrices that belong to no layer: the output head and the embedding, by the names of the families above."""
 _REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+_MIXTURES = ("mixtral", "qwen3_moe")
+"""model_types whose experts are counted: fused, all of one size, no shared ones."""
 _NOT_COVERED = {
     "num_local_experts": "a mixture of experts",
     "num_experts": "a mixture of experts",
     "n_routed_experts": "a mixture of experts",
+    "mlp_only_layers": "a mixture with some dense layers",
     "kv_lora_rank": "a model with latent attention",
 }
 
@@ -127,6 +134,12 @@ class ModelShape:
     """Positions are an embedding table."""
     softcap: float = 0.0
     """Logits become cap * tanh(logits / cap), which keeps one more copy of them; 0: they do not."""
+    num_experts: int = 0
+    """Experts in the place of each layer's MLP; 0: one MLP."""
+    experts_per_token: int = 0
+    """How many of them a token goes through."""
+    expert_size: int = 0
+    """Width inside an expert."""
     activation_copies: int = 1
     """Tensors of the MLP's width that its activation keeps; 4 for GPT-2's, which is written out in elementary steps."""
 
@@ -138,7 +151,10 @@ class ModelShape:
             TuneforgeError: a size is missing, or the formulas do not cover the architecture.
         """
         kind = config.get("model_type", "the model")
-        for key in (k for k in _NOT_COVERED if config.get(k)):
+        counted = ("num_local_experts", "num_experts") if kind in _MIXTURES else ()
+        if (config.get("decoder_sparse_step") or 1) > 1:
+            config = {**config, "mlp_only_layers": f"decoder_sparse_step {config['decoder_sparse_step']}"}
+        for key in (k for k in _NOT_COVERED if config.get(k) and k not in counted):
             raise TuneforgeError(
                 "no-memory-estimate",
                 f"{kind} is {_NOT_COVERED[key]} ({key}={config[key]}): its memory is not estimated",
@@ -156,6 +172,8 @@ class ModelShape:
                 fix="give a text-only decoder model, or set batch.per_device to a number",
             )
         heads = said["num_heads"]
+        if "num_experts" in said:
+            said.setdefault("expert_size", said["intermediate_size"])
         unsaid = {"num_kv_heads": heads, "head_dim": said["hidden_size"] // heads, "tied_embeddings": False}
         return cls(**{**unsaid, "gated_mlp": True, **_FAMILIES.get(kind, {}), **said})
 
@@ -169,14 +187,33 @@ class ModelShape:
         """Width of the keys, and of the values, of all heads."""
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def inner_size(self) -> int:
+        """Width inside the MLP that a token sees: of all experts it goes through, in a mixture."""
+        return self.experts_per_token * self.expert_size if self.num_experts else self.intermediate_size
+
+    def expert_layers(self) -> list[Linear]:
+        """The matrices of one expert, of which a layer has `num_experts` in one weight each."""
+        if not self.num_experts:
+            return []
+        return [
+            Linear("mlp.experts.gate_up_proj", self.hidden_size, 2 * self.expert_size),
+            Linear("mlp.experts.down_proj", self.expert_size, self.hidden_size),
+        ]
+
     def linear_layers(self) -> list[Linear]:
-        """The weight matrices of one layer, in the order of the forward pass."""
+        """The weight matrices of one layer, in the order of the forward pass; experts are no such matrices."""
         names, hidden, inner = NAMES[self.names], self.hidden_size, self.intermediate_size
         qkv = (self.query_size, self.kv_size, self.kv_size)
         mlp = (inner, inner) if self.gated_mlp else (inner,)
-        return [
+        attention = [
             *(Linear(n, hidden, width) for n, width in zip(names.qkv, _merged(qkv, names.qkv), strict=True)),
             Linear(names.out, self.query_size, hidden),
+        ]
+        if self.num_experts:
+            return attention
+        return [
+            *attention,
             *(Linear(n, hidden, width) for n, width in zip(names.mlp_in, _merged(mlp, names.mlp_in), strict=True)),
             Linear(names.mlp_out, inner, hidden),
         ]
@@ -185,14 +222,25 @@ class ModelShape:
         """Weights in the matrices of all layers: what 4-bit loading quantises."""
         return self.num_layers * sum(linear.size for linear in self.linear_layers())
 
+    def expert_parameters(self) -> int:
+        """Weights in the experts of all layers: what 4-bit loading leaves as it is."""
+        return self.num_layers * self.num_experts * sum(linear.size for linear in self.expert_layers())
+
+    def active_parameters(self) -> int:
+        """Weights that a token goes through: those of the experts it is not sent to are left out."""
+        idle = self.num_experts - self.experts_per_token
+        return self.num_parameters() - (self.expert_parameters() // self.num_experts * idle if self.num_experts else 0)
+
     def num_parameters(self) -> int:
         """All weights; a tied head is counted once."""
         norm = self.hidden_size * (1 + self.norm_bias)
         biases = self.qkv_bias * (self.query_size + 2 * self.kv_size) + self.out_bias * self.hidden_size
         biases += self.mlp_bias * ((1 + self.gated_mlp) * self.intermediate_size + self.hidden_size)
         layer = biases + self.norms_per_layer * norm + self.qk_norm * 2 * self.head_dim
+        layer += self.num_experts * self.hidden_size  # the router
         tables = (2 - self.tied_embeddings) * self.vocab_size + self.learned_positions * self.max_positions
-        return self.linear_parameters() + self.num_layers * layer + norm + tables * self.hidden_size
+        matrices = self.linear_parameters() + self.expert_parameters()
+        return matrices + self.num_layers * layer + norm + tables * self.hidden_size
 
 
 def _merged(widths: tuple[int, ...], names: tuple[str, ...]) -> tuple[int, ...]:
@@ -216,6 +264,8 @@ class Trainable:
     """Frozen matrices of the layers are stored in NF4 and unpacked for each product."""
     double_quant: bool = True
     """The quantisation's scales are quantised too."""
+    experts: bool = False
+    """The fused experts of a mixture have adapters too, of rank `r` each."""
     layers: int = 0
     """How many of the last layers are trained, where `kind` is layers."""
     bits: int = 4
@@ -233,8 +283,11 @@ class Trainable:
             return cls(kind="vectors", r=1)
         if kind != "lora":
             return cls(kind="full")
+        wanted = method.get("target_parameters", "auto")
+        everything = method.get("target_modules", "all-linear") == "all-linear"
         return cls(
             kind="lora",
+            experts=facts["adapts_experts"] and (everything if wanted == "auto" else bool(wanted)),
             # AdaLoRA starts higher than it ends.
             r=method.get("init_r", method["r"]),
             targets=method.get("target_modules", "all-linear"),
@@ -277,10 +330,13 @@ class Trainable:
         if self.kind == "full":
             return shape.num_parameters()
         if self.kind == "layers":
-            return min(self.layers, shape.num_layers) * shape.linear_parameters() // shape.num_layers
+            matrices = shape.linear_parameters() + shape.expert_parameters()
+            return min(self.layers, shape.num_layers) * matrices // shape.num_layers
         if self.kind == "vectors":
             return shape.num_layers * sum(i.out_features for i in self.linears(shape))
         layer = sum(i.in_features + i.out_features for i in self.linears(shape))
+        if self.experts:
+            layer += shape.num_experts * sum(i.in_features + i.out_features for i in shape.expert_layers())
         return self.r * (shape.num_layers * layer + self.outside * (shape.hidden_size + shape.vocab_size))
 
 
