@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-Footprint = Literal["full", "layers", "lora", "vectors"]
+Footprint = Literal["full", "layers", "lora", "bottleneck", "vectors"]
 """What a method trains, as far as memory goes: `Trainable.kind` of tuneforge.plan.shape says more."""
 
 

@@ -37,7 +37,7 @@ ARCHITECTURES = ("llama", "gpt2")
 QUANTISED = ("qlora", "qdora", "qlora_8bit")
 BASE = ("full", "freeze")
 PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
-MERGES = {"lora", "dora", "rslora", "lora_plus", "pissa", "olora", "loha", "lokr", "vera", "ia3", "fourierft"}
+MERGES = {"lora", "dora", "rslora", "lora_plus", "pissa", "olora", "loha", "lokr", "vera", "ia3", "fourierft", "vblora"}
 
 # What PEFT cannot do.
 CANNOT = {("loha", "gpt2"), ("lokr", "gpt2"), ("olora", "gpt2")}
@@ -51,8 +51,13 @@ RATES = {
     "fourierft": 1e-1,
     "prompt_tuning": 1e-1,
     "lora_plus": 1e-3,
+    "vblora": 5e-2,
 }
-SMALL = {"fourierft": {"n_frequency": 200, "scaling": 50.0}, "vera": {"r": 32}}
+SMALL = {
+    "bottleneck_adapter": {"reduction_factor": 4},
+    "fourierft": {"n_frequency": 200, "scaling": 50.0},
+    "vera": {"r": 32},
+}
 
 
 def build(method: str, folder: Path):
@@ -62,10 +67,7 @@ def build(method: str, folder: Path):
         **compose([f"method={method}", "method.r=4"] if "r" in options(method) else [f"method={method}"]).tree["method"]
     }
     node |= SMALL.get(method, {})
-    if "lora_dropout" in node:
-        node["lora_dropout"] = 0.0
-    if "vera_dropout" in node:
-        node["vera_dropout"] = 0.0
+    node |= dict.fromkeys({"lora_dropout", "vera_dropout", "vblora_dropout", "dropout"} & node.keys(), 0.0)
     if method == "freeze":
         node["last_layers"] = 1
     built = make(node)
@@ -167,8 +169,8 @@ CELLS = [(m, a) for m in METHODS for a in ARCHITECTURES]
 
 
 def test_the_matrix_covers_every_method():
-    assert len(METHODS) == 20
-    assert len(CELLS) == 40
+    assert len(METHODS) == 22
+    assert len(CELLS) == 44
     assert {m for m, _ in CANNOT} <= set(METHODS)
 
 

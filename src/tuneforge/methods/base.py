@@ -52,6 +52,13 @@ class PeftMethod(Method):
             config = PeftConfig.from_pretrained(adapter)
             made_for = f"; it was made for {config.base_model_name_or_path}"
             return self.loaded(model, adapter, config)
+        except KeyError as error:
+            raise TuneforgeError(
+                "adapter-does-not-fit",
+                f"{adapter} holds an adapter of the kind {error}, which method={type(self).__name__} does not know",
+                path="model.adapter",
+                fix="use the method that made it",
+            ) from error
         except (ValueError, RuntimeError, OSError) as error:
             lines = [line.strip() for line in str(error).strip().splitlines()]
             shapes = next((line for line in lines if "shape" in line), lines[0])

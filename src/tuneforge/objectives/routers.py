@@ -59,7 +59,7 @@ class RouterBalance:
         """The term for the micro-batch that was watched last; shape []."""
         logits, self._logits = self._logits, ()
         loss = load_balancing_loss_func(
-            logits,
+            logits,  # type: ignore[arg-type]  # upstream writes tuple[Tensor] and means any number
             logits[0].shape[-1],
             int(self.base.config.get_text_config().num_experts_per_tok),
             real_tokens(batch),

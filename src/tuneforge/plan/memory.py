@@ -240,7 +240,7 @@ def _saved_per_token(shape: ModelShape, run: _Run) -> float:
         saved += compute * inner * learns
     saved += compute * _attention_width(shape, run, names.out in trained)
     if not run.full:
-        saved += compute * run.method.r * len(trained)
+        saved += compute * run.method.width(shape) * len(trained)
         if run.method.dropout:
             # A CPU's masks are of the input's type, a GPU's are boolean.
             mask = run.trainable_bytes if run.device_kind == "cpu" else 1

@@ -251,8 +251,9 @@ def _merged(widths: tuple[int, ...], names: tuple[str, ...]) -> tuple[int, ...]:
 class Trainable:
     """Which weights a method trains, and how it stores the others."""
 
-    kind: Literal["full", "lora", "layers", "vectors"]
-    """Every weight; adapters of rank `r` beside frozen ones; the last `layers`; or a few vectors a layer."""
+    kind: Literal["full", "lora", "layers", "bottleneck", "vectors"]
+    """Every weight; adapters of rank `r` beside frozen ones; the last `layers`; networks behind sublayers, narrower by
+    `reduction`; or a few vectors a layer."""
     r: int = 16
     """Rank of the adapters."""
     targets: str | Sequence[str] = "all-linear"
@@ -268,6 +269,8 @@ class Trainable:
     """The fused experts of a mixture have adapters too, of rank `r` each."""
     layers: int = 0
     """How many of the last layers are trained, where `kind` is layers."""
+    reduction: int = 16
+    """The model's width over that of a bottleneck adapter."""
     bits: int = 4
     """Bits of a quantised weight: 4 (NF4) or 8 (LLM.int8)."""
 
@@ -278,6 +281,10 @@ class Trainable:
         kind, bits = facts["footprint"], facts["quantises"]
         if kind == "layers" and method.get("pattern") is None:
             return cls(kind="layers", r=1, layers=method["last_layers"])
+        if kind == "bottleneck":
+            ends = "houlsby" if method.get("placement") == "houlsby" else "pfeiffer"
+            reduction, dropout = method["reduction_factor"], method.get("dropout", 0.0)
+            return cls(kind="bottleneck", targets=ends, reduction=reduction, dropout=dropout)
         if kind == "vectors":
             # Their trained numbers are few; what they keep for the backward pass is as much as rank 1 keeps.
             return cls(kind="vectors", r=1)
@@ -304,6 +311,9 @@ class Trainable:
             TuneforgeError: a target is no matrix of this model.
         """
         layer = shape.linear_layers()
+        if self.kind == "bottleneck":
+            ends = {NAMES[shape.names].mlp_out, *([NAMES[shape.names].out] if self.targets == "houlsby" else [])}
+            return [linear for linear in layer if linear.name in ends]
         if self.kind != "lora" or self.targets == "all-linear":
             return layer
         if isinstance(self.targets, str):
@@ -320,6 +330,10 @@ class Trainable:
             )
         return [linear for linear in layer if any(_ends(linear.name, t) for t in self.targets)]
 
+    def width(self, shape: ModelShape) -> int:
+        """Numbers a token inside an adapter."""
+        return max(1, shape.hidden_size // self.reduction) if self.kind == "bottleneck" else self.r
+
     @property
     def outside(self) -> int:
         """How many adapters are on the embedding or the output head."""
@@ -332,6 +346,9 @@ class Trainable:
         if self.kind == "layers":
             matrices = shape.linear_parameters() + shape.expert_parameters()
             return min(self.layers, shape.num_layers) * matrices // shape.num_layers
+        if self.kind == "bottleneck":
+            size, hidden = self.width(shape), shape.hidden_size
+            return shape.num_layers * (2 if self.targets == "houlsby" else 1) * (2 * hidden * size + hidden + size)
         if self.kind == "vectors":
             return shape.num_layers * sum(i.out_features for i in self.linears(shape))
         layer = sum(i.in_features + i.out_features for i in self.linears(shape))
