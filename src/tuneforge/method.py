@@ -1,12 +1,14 @@
 """What every method is asked. A plugin's method derives from this class, or from one of `tuneforge.methods`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from tuneforge.data.batches import Batch
 
 Footprint = Literal["full", "layers", "lora", "bottleneck", "vectors"]
 """What a method trains, as far as memory goes: `Trainable.kind` of tuneforge.plan.shape says more."""
@@ -47,6 +49,18 @@ class Method:
     def quantization_config(self, dtype: torch.dtype) -> Any:
         """How the base is quantised while it loads; None: not at all."""
         return None
+
+    @property
+    def num_observed(self) -> int:
+        """Batches of train rows that `observe` is given; 0: it is not called."""
+        return 0
+
+    def observe(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        """Called on the loaded base before `apply`, unless `apply` goes on from an adapter; alike on every device.
+
+        A resumed run is given the same ones again: what is trained then comes from its checkpoint, and a base that was
+        rewritten is rewritten alike.
+        """
 
     def apply(self, model: PreTrainedModel, adapter: str | None = None) -> Any:
         """The model with the right weights trainable; `adapter` is the folder of one to go on from."""

@@ -22,6 +22,8 @@ TABLE = {
     "lokr": (5e-4, 5e-4, 2e-4),
     "adalora": (5e-4, 5e-4, 2e-4),
     "vera": (4e-3, 4e-3, 2e-3),
+    "eva": (5e-4, 5e-4, 2e-4),
+    "corda": (2e-5, 2e-5, 1e-5),
     "vblora": (1e-3, 1e-3, 5e-4),
     "bottleneck_adapter": (3e-4, 3e-4, 1e-4),
     "ia3": (3e-3, 3e-3, 1e-3),

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from helpers import SHORT, documents, make_tokenizer
 from tuneforge import rules
 from tuneforge.compose import compose
-from tuneforge.data.batches import Collate, Rows
+from tuneforge.data.batches import Collate, Rows, real_tokens
 from tuneforge.data.encode import IGNORE
 from tuneforge.objectives.causal_lm import rows_before_head
-from tuneforge.objectives.routers import RouterBalance, real_tokens
+from tuneforge.objectives.routers import RouterBalance
 from tuneforge.targets import make
 
 KINDS = {

@@ -206,7 +206,8 @@ def test_a_method_node_says_what_is_trained() -> None:
     node = {"_target_": f"{methods}.qlora.QLora", **options}
     expected = Trainable(kind="lora", r=8, targets=["q_proj"], dropout=0.1, quantised=True, double_quant=False)
     assert Trainable.of_method(node) == expected
-    assert Trainable.of_method({"_target_": f"{methods}.lora.Lora", "r": 4}) == Trainable(kind="lora", r=4)
+    plain = Trainable.of_method({"_target_": f"{methods}.lora.Lora", "r": 4})
+    assert plain == Trainable(kind="lora", r=4, experts=True)
     assert Trainable.of_method({"_target_": f"{methods}.full.Full"}) == FULL
 
 

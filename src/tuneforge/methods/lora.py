@@ -24,7 +24,7 @@ class Lora(TargetedMethod):
     """Adapters of rank `r`; the base is frozen."""
 
     adapts_experts = True
-    rewriting = ("pissa", "pissa_niter_16", "olora")
+    rewriting: ClassVar[tuple[str, ...]] = ("pissa", "pissa_niter_16", "olora")
     not_on_conv1d: ClassVar[Mapping[str, str]] = {"olora": "OLoRA decomposes it the wrong way round"}
 
     r: PositiveInt = 16
@@ -61,12 +61,16 @@ class Lora(TargetedMethod):
             bias=self.bias,
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
-            init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
+            **self.initialisation(),
             rank_pattern=dict(self.rank_pattern or {}),
             alpha_pattern=dict(self.alpha_pattern or {}),
             target_parameters=self._experts(model) or None,
             **self.shared(model),
         )
+
+    def initialisation(self) -> dict[str, Any]:
+        """PEFT's arguments for how adapters start."""
+        return {"init_lora_weights": True if self.init_lora_weights == "default" else self.init_lora_weights}
 
     def _experts(self, model: PreTrainedModel) -> list[str]:
         """Ends of the names of the fused experts to adapt.
@@ -74,6 +78,8 @@ class Lora(TargetedMethod):
         Raises:
             TuneforgeError: a name that matches none.
         """
+        if not self.adapts_experts:
+            return []
         if self.target_parameters == "auto":
             return self.fused_experts(model) if self.target_modules == "all-linear" else []
         there = fused_experts(model)

@@ -71,7 +71,11 @@ def _count(method: str, layers: int) -> tuple[int, int]:
             node["init_lora_weights"] = "default"
         if method == "freeze":
             node["last_layers"] = min(layers, node["last_layers"])
-        model = make(node).apply(base)
+        built = make(node)
+        if built.num_observed:
+            # What starts from train rows needs weights to look at them through; its sizes are LoRA's.
+            built = make({**node, "_target_": "tuneforge.methods.lora.Lora"})
+        model = built.apply(base)
     return sum(p.numel() for p in model.parameters() if p.requires_grad), whole
 
 

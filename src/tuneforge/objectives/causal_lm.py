@@ -59,6 +59,8 @@ class CausalLM(pl.LightningModule):
         dtype = getattr(torch, context.settled.base_dtype)
         stored = torch.float32 if context.method.stores_fp32 else dtype
         base = load_model(context.config.model, context.architecture, stored, context.method.quantization_config(dtype))
+        if context.method.num_observed and context.config.model.adapter is None:
+            self._observe(base)
         model = context.method.apply(base, context.config.model.adapter)
         if context.settled.gradient_checkpointing:
             enable_checkpointing(base)
@@ -72,6 +74,13 @@ class CausalLM(pl.LightningModule):
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
         # and dropout are silently off (Lightning issue 20105).
         self.train()
+
+    def _observe(self, base: PreTrainedModel) -> None:
+        """Show the method the train rows it starts from, on the device where the run will be."""
+        method = self.context.method
+        if method.quantises == 0:
+            base.to(self.context.machine.device)  # type: ignore[arg-type]
+        method.observe(base, self.context.first_batches(method.num_observed, base.device))
 
     def train(self, mode: bool = True) -> "CausalLM":
         """Switch between training and evaluation; 4-bit layers always stay in train mode.

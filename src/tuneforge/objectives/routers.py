@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from tuneforge.data.batches import Batch
-from tuneforge.data.encode import IGNORE
+from tuneforge.data.batches import Batch, real_tokens
 
 
 class RouterBalance:
@@ -66,14 +64,3 @@ class RouterBalance:
         )
         assert isinstance(loss, Tensor)
         return self.coefficient * loss
-
-
-def real_tokens(batch: Batch) -> Tensor:
-    """Which tokens are no padding; bool [rows, tokens].
-
-    Padding is a row's last document, without labels; every real document has some, or would have been dropped.
-    """
-    document = (batch["position_ids"] == 0).cumsum(1)
-    last = document == document[:, -1:]
-    padded = ~((batch["labels"] != IGNORE) & last).any(1, keepdim=True)
-    return torch.logical_not(last & padded)
