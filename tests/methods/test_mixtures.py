@@ -195,6 +195,8 @@ REFUSED = [
     (["task_recipe.dropout=0.1", "method.target_parameters=[]"], None),
     (["task_recipe.dropout=0.1", "method.target_modules=[q_proj]"], None),
     (["method=loha"], None),
+    (["method=eva"], None),
+    (["method=corda"], None),
     (["method=full"], None),
     (["task_recipe.dropout=0"], None),
 ]
