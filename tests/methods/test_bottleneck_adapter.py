@@ -139,6 +139,7 @@ def test_plain_peft_loads_it_once_the_module_is_imported(tmp_path):
         (["method.target_modules=[q_porj]"], "did you mean 'q_proj'"),
         (["method.layers_to_transform=[99]"], "names 99, and the model has layers 0 to"),
         (["method.layers_to_transform=[]"], "names no layer"),
+        (["method.layers_to_transform=[0]", "method.target_modules=[o_proj]"], "drop one of the two"),
     ],
 )
 def test_places_that_are_not_there_are_refused(options, says):

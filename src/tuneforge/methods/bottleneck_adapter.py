@@ -56,6 +56,13 @@ class BottleneckAdapter(PeftMethod):
         else:
             targets = list(self.target_modules)
             check_targets(model, targets)
+            if self.layers_to_transform is not None:
+                raise TuneforgeError(
+                    "adapter-does-not-fit",
+                    "picks layers where target_modules is auto, and method.target_modules names modules",
+                    path="method.layers_to_transform",
+                    fix="drop one of the two",
+                )
         width = int(model.config.get_text_config().hidden_size)
         return BottleneckConfig(
             size=max(1, width // self.reduction_factor),

@@ -55,7 +55,7 @@ class Eva(Lora):
                 "too-little-to-observe",
                 f"looks for {self.r} directions, and no batch has more than {tokens} supervised tokens",
                 path="method.r",
-                fix="set a larger batch.per_device, or a smaller method.r",
+                fix=f"set method.r={max(tokens, 1)} or less",
             )
         passes = 0
 
