@@ -133,3 +133,18 @@ def same_adapter(one: Path, two: Path) -> bool:
     """Whether two runs' adapters are equal to the bit."""
     a, b = (f / "adapter" / "adapter_model.safetensors" for f in (one, two))
     return a.read_bytes() == b.read_bytes()
+
+
+def documents(count: int = 6, seed: int = 0) -> list[Any]:
+    """Random documents of 6 to 29 tokens, the second half of each supervised."""
+    import numpy as np
+
+    from tuneforge.data.encode import IGNORE, Document
+
+    rng = np.random.default_rng(seed)
+    made = []
+    for length in rng.integers(6, 30, count):
+        ids = rng.integers(5, 300, length)
+        labels = np.where(np.arange(length) < length // 2, IGNORE, ids)
+        made.append(Document(ids, labels, "t"))
+    return made

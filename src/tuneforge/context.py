@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tuneforge.artifacts.folder import RunFolder
-from tuneforge.data.batches import Collate, Rows
+from tuneforge.data.batches import Batch, Collate, Rows, StepSampler
 from tuneforge.data.encode import Document
 from tuneforge.data.formats import Example
 from tuneforge.machine import Machine
 from tuneforge.method import Method
 from tuneforge.schema import Config
 from tuneforge.settle import Settled
+
+OBSERVED_ROWS = 4
+"""Rows in a batch that is looked at without training (`svd_batch_size` of PEFT's EVA example)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,24 @@ class Context:
     def num_general(self) -> int:
         """How many there are."""
         return len(self.general)
+
+    def first_batches(self, count: int, device: torch.device) -> list[Batch]:
+        """The first train rows in `count` batches, on the device; the same whatever devices and rows a pass."""
+        sampler = StepSampler(
+            self.train_rows.num_labels,
+            per_device=OBSERVED_ROWS,
+            accumulate=1,
+            world_size=1,
+            rank=0,
+            seed=self.config.seed,
+            num_steps=count,
+        )
+        collate = Collate(int(self.tokenizer.pad_token_id or 0))
+        found: list[Any] = []
+        for items in islice(sampler, count):
+            batch: Any = collate([self.train_rows[item] for item in items])
+            found.append({k: v.to(device) for k, v in batch.items()})
+        return found
 
     def general_batches(self, device: torch.device) -> Iterator[Any]:
         """One document each, on the device."""

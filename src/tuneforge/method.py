@@ -1,16 +1,24 @@
 """What every method is asked. A plugin's method derives from this class, or from one of `tuneforge.methods`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuneforge.data.batches import Batch
+
+Footprint = Literal["full", "layers", "lora", "bottleneck", "vectors"]
+"""What a method trains, as far as memory goes: `Trainable.kind` of tuneforge.plan.shape says more."""
+
 
 class Method:
-    """A way of changing a model. Each hook does nothing here; a method overrides what it needs."""
+    """A way of changing a model. Each hook does nothing here; a method overrides what it needs.
+
+    The class attributes are facts, which rules and plans read from the source (tuneforge.schema.facts): literals.
+    """
 
     trains_base: ClassVar[bool] = False
     """The result is a whole model (`model/`) rather than an adapter (`adapter/`)."""
@@ -22,6 +30,18 @@ class Method:
     """Activations can be recomputed in the backward pass."""
     new_tokens: ClassVar[bool] = False
     """Trains the embeddings of `model.add_tokens` (`tuneforge.vocabulary.added_tokens` has their ids)."""
+    packs: ClassVar[bool] = True
+    """Documents of a packed row stay apart under it."""
+    footprint: ClassVar[Footprint] = "full"
+    """How memory is estimated; what says nothing counts as training everything."""
+    quantises: ClassVar[Literal[0, 4, 8]] = 0
+    """Bits in which the base is stored; 0: not quantised."""
+    adapts_experts: ClassVar[bool] = False
+    """It can adapt the fused experts of a mixture, through an option `target_parameters`."""
+    rewriting: ClassVar[tuple[str, ...]] = ()
+    """Values of `init_lora_weights` that move part of the base into the adapter."""
+    not_on_conv1d: ClassVar[Mapping[str, str]] = {}
+    """Value of `init_lora_weights` ("": all of them) -> why it does not work on GPT-2's Conv1D layers."""
 
     @property
     def virtual_tokens(self) -> int:
@@ -36,6 +56,18 @@ class Method:
     def quantization_config(self, dtype: torch.dtype) -> Any:
         """How the base is quantised while it loads; None: not at all."""
         return None
+
+    @property
+    def num_observed(self) -> int:
+        """Batches of train rows that `observe` is given; 0: it is not called."""
+        return 0
+
+    def observe(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        """Called on the loaded base before `apply`, unless `apply` goes on from an adapter; alike on every device.
+
+        A resumed run is given the same ones again: what is trained then comes from its checkpoint, and a base that was
+        rewritten is rewritten alike.
+        """
 
     def apply(self, model: PreTrainedModel, adapter: str | None = None) -> Any:
         """The model with the right weights trainable; `adapter` is the folder of one to go on from."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneforge.errors import Problem, did_you_mean
 from tuneforge.schema import Config
+from tuneforge.schema.facts import method_facts
 from tuneforge.schema.signature import UnreadableTargetError, read_signature
 from tuneforge.targets import why_borrowed, why_untrusted
 
@@ -19,15 +20,9 @@ _RULES: list[Rule] = []
 QUANTISED_STRATEGIES = ("auto", "single", "ddp")
 """Strategies under which a 4-bit base gives the losses of a single process (tests/distributed)."""
 
-WITHOUT_ADAPTER = ("full", "freeze")
-"""Methods that train the base's own weights."""
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Keys of a mixture's config.json that count its experts."""
 
-NOT_ON_CONV1D = {
-    "loha": "LoHa has no layer for it",
-    "lokr": "LoKr has no layer for it",
-    "olora": "OLoRA decomposes it the wrong way round",
-}
-"""Methods that PEFT 0.21 cannot put on Conv1D layers, and why (tests/methods tries them)."""
 CONV1D = frozenset({"gpt2", "imagegpt", "openai-gpt"})
 """transformers' `model_type`s whose linear layers are Conv1D, with transposed weights."""
 
@@ -81,7 +76,7 @@ def remote_code_is_pinned(config: Config, tree: Mapping[str, Any]) -> Problem | 
 @rule
 def adapters_need_pretrained_weights(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """An adapter on a frozen random base learns nothing worth keeping."""
-    if config.model.init == "pretrained" or config.method.name == "full":
+    if config.model.init == "pretrained" or method_facts(tree["method"])["footprint"] == "full":
         return None
     return Problem(
         "adapter-on-random-base",
@@ -95,7 +90,8 @@ def adapters_need_pretrained_weights(config: Config, tree: Mapping[str, Any]) ->
 def a_continued_adapter_has_its_method(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """Adapters are continued, or kept beside a trained one; a method that trains none cannot use them."""
     key = "model.adapter" if config.model.adapter else "model.frozen_adapters"
-    if not (config.model.adapter or config.model.frozen_adapters) or config.method.name not in WITHOUT_ADAPTER:
+    named = config.model.adapter or config.model.frozen_adapters
+    if not named or not method_facts(tree["method"])["trains_base"]:
         return None
     return Problem(
         "adapter-without-method",
@@ -108,7 +104,7 @@ def a_continued_adapter_has_its_method(config: Config, tree: Mapping[str, Any]) 
 @rule
 def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """A 4-bit base runs only under strategies with a proven equal loss: some repack or shard it wrongly in silence."""
-    if not is_quantised(tree) or config.strategy.name in QUANTISED_STRATEGIES:
+    if not method_facts(tree["method"])["quantises"] or config.strategy.name in QUANTISED_STRATEGIES:
         return None
     return Problem(
         "quantised-strategy",
@@ -122,14 +118,14 @@ def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, An
 @rule
 def a_rewritten_base_is_unquantised(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """PiSSA and OLoRA move part of the base into the adapter, which a quantised base cannot give."""
-    init = tree["method"].get("init_lora_weights", "default")
-    if not is_quantised(tree) or not str(init).startswith(("pissa", "olora")):
+    facts, init = method_facts(tree["method"]), tree["method"].get("init_lora_weights")
+    if not facts["quantises"] or init not in facts["rewriting"]:
         return None
     return Problem(
         "rewritten-quantised-base",
         f"is {init}, which rewrites the base, and method={config.method.name} quantises it",
         "method.init_lora_weights",
-        fix=f"use method={str(init).partition('_')[0]}, or drop the key",
+        fix="use method=lora with it, or drop the key",
     )
 
 
@@ -138,10 +134,10 @@ def a_divergence_has_its_base(config: Config, tree: Mapping[str, Any]) -> Proble
     """`regularise.kl` compares with the model without its adapter, which must be the base that was loaded."""
     if not config.regularise.kl:
         return None
-    init = str(tree["method"].get("init_lora_weights", "default"))
-    if config.method.name in WITHOUT_ADAPTER:
+    facts, init = method_facts(tree["method"]), tree["method"].get("init_lora_weights")
+    if facts["trains_base"]:
         why = f"method={config.method.name} changes the base itself"
-    elif init.startswith(("pissa", "olora")):
+    elif init in facts["rewriting"]:
         why = f"method={config.method.name} rewrites the base (init_lora_weights={init})"
     elif tree["method"].get("bias", "none") != "none":
         why = f"method.bias={tree['method']['bias']} trains the base's biases"
@@ -158,7 +154,7 @@ def a_divergence_has_its_base(config: Config, tree: Mapping[str, Any]) -> Proble
 @rule
 def prompts_are_not_packed(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """Prompt methods ignore positions: documents of a packed row would see each other."""
-    if "num_virtual_tokens" not in tree["method"] or not config.data.packing:
+    if method_facts(tree["method"])["packs"] or not config.data.packing:
         return None
     return Problem(
         "prompt-packing",
@@ -171,11 +167,12 @@ def prompts_are_not_packed(config: Config, tree: Mapping[str, Any]) -> Problem |
 @rule
 def prefixes_are_not_recomputed(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """Prefix tuning travels in the cache, which recomputing a layer would fill twice."""
-    if config.method.name != "prefix_tuning" or config.trainer.gradient_checkpointing not in (True, "selective"):
+    asked = config.trainer.gradient_checkpointing in (True, "selective")
+    if method_facts(tree["method"])["checkpoints"] or not asked:
         return None
     return Problem(
         "prefix-checkpointing",
-        "recomputes layers, and method=prefix_tuning puts its prefix into their cache",
+        f"recomputes layers, and method={config.method.name} puts a prefix into their cache",
         "trainer.gradient_checkpointing",
         fix="set it to auto, or use method=prompt_tuning",
     )
@@ -411,17 +408,18 @@ def device_problems(config: Config, name: str, kind: str, bf16: bool, level: flo
 
 def architecture_problems(config: Config, architecture: Mapping[str, Any], method: Mapping[str, Any]) -> list[Problem]:
     """What this config asks for and a model with this config.json cannot do."""
-    found = []
+    found, facts = [], method_facts(method)
     kind = str(architecture.get("model_type"))
     if config.data.packing and kind in RECURRENT:
         message = f"packs documents into rows, and {kind} carries a state from one document into the next"
         found.append(Problem("packing-leaks", message, "data.packing", fix="set data.packing=false"))
-    if kind in CONV1D and config.method.name in NOT_ON_CONV1D:
-        why = NOT_ON_CONV1D[config.method.name]
+    why = facts["not_on_conv1d"].get(method.get("init_lora_weights", ""), facts["not_on_conv1d"].get(""))
+    if kind in CONV1D and why:
         message = f"method={config.method.name} cannot change {kind}, whose linear layers are Conv1D: {why}"
         found.append(Problem("method-not-for-model", message, "method", fix="use method=lora"))
+    found += _expert_problems(config, architecture, method)
     quantised = architecture.get("quantization_config")
-    if quantised and (is_quantised({"method": method}) or "r" not in method):
+    if quantised and (facts["quantises"] or facts["footprint"] != "lora"):
         how = dict(quantised).get("quant_method", "some way")
         message = f"{config.model.path} is already quantised ({how}); {config.method.name} needs the original weights"
         fix = "give the unquantised model, or use method=lora on this one"
@@ -434,6 +432,27 @@ def classifies(config: Config) -> bool:
     return config.task_recipe.objective == "classification"
 
 
-def is_quantised(tree: Mapping[str, Any]) -> bool:
-    """Whether the method quantises the base: those that do have an option for how."""
-    return "double_quant" in tree["method"] or "int8_threshold" in tree["method"]
+def _expert_problems(config: Config, architecture: Mapping[str, Any], method: Mapping[str, Any]) -> Iterator[Problem]:
+    """What PEFT's adapters on fused experts, which are parameters and no modules, do not take; and routers' loss."""
+    experts = next((f"{k}={architecture[k]}" for k in EXPERTS if architecture.get(k)), "")
+    if not experts and config.regularise.router_aux_loss_coef not in ("auto", 0):
+        message = f"balances the routers of a mixture, and {architecture.get('model_type')} has none"
+        yield Problem("no-routers", message, "regularise.router_aux_loss_coef", fix="drop it")
+    facts, wanted = method_facts(method), method.get("target_parameters", "auto")
+    chosen = method.get("target_modules") == "all-linear" if wanted == "auto" else bool(wanted)
+    if not experts or not facts["adapts_experts"] or not chosen:
+        return
+    init = method.get("init_lora_weights")
+    reasons = (
+        ("lora_dropout", "drops inputs, which cannot be told from the weight of an expert's adapter", "0"),
+        ("use_dora", "norms the columns of a matrix, and experts are a stack of them", "false"),
+        *([("init_lora_weights", f"{init} decomposes a matrix, and experts are a stack of them", "default")]
+          if init in facts["rewriting"] else []),
+    )  # fmt: skip
+    for key, why, to in reasons:
+        if method.get(key):
+            message = (
+                f"is {method[key]}, and adapters on the experts of this mixture ({experts}) cannot have it: it {why}"
+            )
+            fix = f"set method.{key}={to}, or method.target_parameters=[] to adapt the attention alone"
+            yield Problem("not-on-experts", message, f"method.{key}", fix=fix)

@@ -23,8 +23,9 @@ OPTIONS = {
     ],
     "logger": ["default", "none"],
     "method": [
-        *("adalora", "dora", "fourierft", "freeze", "full", "ia3", "loha", "lokr", "lora", "lora_plus", "olora"),
-        *("p_tuning", "pissa", "prefix_tuning", "prompt_tuning", "qdora", "qlora", "qlora_8bit", "rslora", "vera"),
+        *("adalora", "bottleneck_adapter", "corda", "dora", "eva", "fourierft", "freeze", "full", "ia3", "loha"),
+        *("lokr", "lora", "lora_plus", "olora", "p_tuning", "pissa", "prefix_tuning", "prompt_tuning", "qdora"),
+        *("qlora", "qlora_8bit", "rslora", "vblora", "vera"),
     ],
     "model": ["hf", "tiny"],
     "optim": ["adafactor", "adamw", "adamw_8bit", "lion", "muon", "paged_adamw_8bit"],
@@ -46,7 +47,7 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 67
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 71
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")

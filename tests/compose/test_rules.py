@@ -96,6 +96,13 @@ def test_what_the_models_config_tells_is_refused_before_its_weights_load(kind, m
     assert [p.code for p in found] == ([code] if code else [])
 
 
+def test_an_initialisation_is_refused_where_its_method_cannot_use_it():
+    """Whatever the option file is called that asks for it."""
+    composed = compose(["method=lora", "method.init_lora_weights=olora"])
+    found = rules.architecture_problems(composed.config, {"model_type": "gpt2"}, composed.tree["method"])
+    assert ["OLoRA decomposes it the wrong way round" in p.message for p in found] == [True]
+
+
 def test_the_present_device_is_asked_too():
     config = compose(["trainer.precision=bf16-mixed"]).config
     (problem,) = rules.device_problems(config, "Tesla T4", "cuda", False, 7.5)

@@ -16,6 +16,7 @@ from tuneforge import rules
 from tuneforge.callbacks.start_checks import packing_error
 from tuneforge.compat import import_bitsandbytes, is_4bit
 from tuneforge.compose import compose
+from tuneforge.data.batches import Collate, Rows
 from tuneforge.data.encode import Document
 from tuneforge.front import front, groups
 from tuneforge.objectives.causal_lm import rows_before_head
@@ -37,7 +38,22 @@ ARCHITECTURES = ("llama", "gpt2")
 QUANTISED = ("qlora", "qdora", "qlora_8bit")
 BASE = ("full", "freeze")
 PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
-MERGES = {"lora", "dora", "rslora", "lora_plus", "pissa", "olora", "loha", "lokr", "vera", "ia3", "fourierft"}
+MERGES = {
+    "lora",
+    "dora",
+    "rslora",
+    "lora_plus",
+    "pissa",
+    "olora",
+    "eva",
+    "corda",
+    "loha",
+    "lokr",
+    "vera",
+    "ia3",
+    "fourierft",
+    "vblora",
+}
 
 # What PEFT cannot do.
 CANNOT = {("loha", "gpt2"), ("lokr", "gpt2"), ("olora", "gpt2")}
@@ -51,8 +67,13 @@ RATES = {
     "fourierft": 1e-1,
     "prompt_tuning": 1e-1,
     "lora_plus": 1e-3,
+    "vblora": 5e-2,
 }
-SMALL = {"fourierft": {"n_frequency": 200, "scaling": 50.0}, "vera": {"r": 32}}
+SMALL = {
+    "bottleneck_adapter": {"reduction_factor": 4},
+    "fourierft": {"n_frequency": 200, "scaling": 50.0},
+    "vera": {"r": 32},
+}
 
 
 def build(method: str, folder: Path):
@@ -62,10 +83,7 @@ def build(method: str, folder: Path):
         **compose([f"method={method}", "method.r=4"] if "r" in options(method) else [f"method={method}"]).tree["method"]
     }
     node |= SMALL.get(method, {})
-    if "lora_dropout" in node:
-        node["lora_dropout"] = 0.0
-    if "vera_dropout" in node:
-        node["vera_dropout"] = 0.0
+    node |= dict.fromkeys({"lora_dropout", "vera_dropout", "vblora_dropout", "dropout"} & node.keys(), 0.0)
     if method == "freeze":
         node["last_layers"] = 1
     built = make(node)
@@ -75,6 +93,9 @@ def build(method: str, folder: Path):
         extra["quantization_config"] = quantised
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **extra)
     torch.manual_seed(1)
+    if built.num_observed:
+        rows = Rows([Document(row.numpy(), row.numpy(), "") for row in batch(16, 8, None)], 8, packing=False)
+        built.observe(base, [Collate(0)([rows[i] for i in range(n, n + 8)]) for n in (0, 8)])
     model = built.apply(base)
     built.on_start(model, 50)
     awake(model)
@@ -167,8 +188,8 @@ CELLS = [(m, a) for m in METHODS for a in ARCHITECTURES]
 
 
 def test_the_matrix_covers_every_method():
-    assert len(METHODS) == 20
-    assert len(CELLS) == 40
+    assert len(METHODS) == 24
+    assert len(CELLS) == 48
     assert {m for m, _ in CANNOT} <= set(METHODS)
 
 

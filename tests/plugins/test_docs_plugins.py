@@ -227,6 +227,8 @@ SURFACE = {
     "tuneforge.data.batches.Batch": ["input_ids", "labels", "position_ids", "num_labels"],
     "tuneforge.method.Method": [
         *("trains_base", "stores_fp32", "exact", "checkpoints", "virtual_tokens"),
+        *("packs", "footprint", "quantises", "rewriting", "not_on_conv1d"),
+        *("num_observed", "observe(model, batches)"),
         *("quantization_config(dtype)", "apply(model, adapter)", "save(model, folder)"),
         *("on_start(model, num_steps)", "penalty(model)", "on_step_end(model, step)"),
         *("learning_rate_scale(name)", "state(model)", "load_state(model, state)"),

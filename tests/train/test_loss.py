@@ -1,26 +1,15 @@
 """The loss is the one that others compute, whatever is packed, skipped, accumulated or recomputed."""
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers import ARCHITECTURES
+from helpers import ARCHITECTURES, documents
 from tuneforge.callbacks.start_checks import packing_error
 from tuneforge.data.batches import Collate, Rows
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.objectives.causal_lm import rows_before_head
-
-
-def documents(count: int = 6, seed: int = 0) -> list[Document]:
-    rng = np.random.default_rng(seed)
-    made = []
-    for length in rng.integers(6, 30, count):
-        ids = rng.integers(5, 300, length)
-        labels = np.where(np.arange(length) < length // 2, IGNORE, ids)
-        made.append(Document(ids, labels, "t"))
-    return made
 
 
 def load(folder, attention: str = "sdpa"):

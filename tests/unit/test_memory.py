@@ -17,6 +17,7 @@ from tuneforge.compat import enable_checkpointing
 from tuneforge.errors import TuneforgeError
 from tuneforge.plan.memory import GIB, Setting, estimate, largest_per_device
 from tuneforge.plan.shape import ModelShape, Trainable
+from tuneforge.plan.speed import flops_per_token
 
 LLAMA_8B = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
@@ -81,8 +82,12 @@ REAL = {
     "gpt2": transformers.GPT2Config(vocab_size=320, n_embd=96, n_layer=3, n_head=6, n_positions=128),
     "gpt2-narrow": transformers.GPT2Config(vocab_size=320, n_embd=96, n_layer=3, n_head=6, n_positions=64, n_inner=100),
     "gpt-neox": transformers.GPTNeoXConfig(**SMALL),
+    "mixtral": transformers.MixtralConfig(**GROUPED, num_local_experts=5, num_experts_per_tok=2),
+    "qwen3-moe": transformers.Qwen3MoeConfig(**GROUPED, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=40),
     "gpt-neox-unbiased": transformers.GPTNeoXConfig(**SMALL, attention_bias=False),
 }
+
+ATTENTION, EXPERTS = ["q_proj", "k_proj", "v_proj", "o_proj"], ["experts.gate_up_proj", "experts.down_proj"]
 
 
 def on_meta(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
@@ -123,10 +128,51 @@ def test_adapters_are_those_of_peft(name: str, targets: str) -> None:
     shape = shape_of(REAL[name].to_dict())
     last = shape.linear_layers()[-1].name.rpartition(".")[2]
     chosen = {"one": [last], "pattern": f".*{last}"}.get(targets, "all-linear")
-    options = peft.LoraConfig(r=4, target_modules=chosen, task_type="CAUSAL_LM", fan_in_fan_out="gpt2" in name)
+    linears = sorted({linear.name.rpartition(".")[2] for linear in shape.linear_layers()})
+    # PEFT's own all-linear takes the experts of a mixture too, at twice the rank.
+    given = linears if shape.num_experts and chosen == "all-linear" else chosen
+    options = peft.LoraConfig(r=4, target_modules=given, task_type="CAUSAL_LM", fan_in_fan_out="gpt2" in name)
     model = peft.get_peft_model(on_meta(REAL[name]), options, low_cpu_mem_usage=True)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert Trainable(kind="lora", r=4, targets=chosen).num_parameters(shape) == trainable
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+@OLD_NAMES
+def test_adapters_of_experts_are_those_of_peft(name: str) -> None:
+    shape = shape_of(REAL[name].to_dict())
+    options = peft.LoraConfig(r=4, target_modules=ATTENTION, target_parameters=EXPERTS, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(on_meta(REAL[name]), options, low_cpu_mem_usage=True)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert Trainable(kind="lora", r=4, experts=True).num_parameters(shape) == trainable
+
+
+PUBLISHED = {
+    # https://mistral.ai/news/mixtral-of-experts and https://qwenlm.github.io/blog/qwen3: all and active, in 10^9.
+    "mixtral": (46.7, 12.9, {
+        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32768,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": False,
+    }),
+    "qwen3_moe": (30.5, 3.3, {
+        "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "max_position_embeddings": 40960, "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "tie_word_embeddings": False,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_a_mixture_has_its_published_sizes(kind: str) -> None:
+    whole, active, config = PUBLISHED[kind]
+    shape = shape_of({"model_type": kind, **config})
+    assert shape.num_parameters() / 1e9 == pytest.approx(whole, abs=0.05)
+    assert shape.active_parameters() / 1e9 == pytest.approx(active, abs=0.06)
+    # What a token costs follows what it goes through; what is stored follows all.
+    assert flops_per_token(shape, LORA) < 5 * active * 1e9
+    found = estimate(shape, per_device=1, max_length=1024, method=LORA)
+    assert found.weights == shape.num_parameters() * 2
 
 
 @OLD_NAMES
@@ -147,18 +193,23 @@ def test_a_missing_size_is_named(key: str) -> None:
     assert caught.value.problems[0].path == "model.path"
 
 
-@pytest.mark.parametrize("extra", [{"num_local_experts": 8}, {"num_experts": 128}, {"kv_lora_rank": 512}])
+@pytest.mark.parametrize(
+    "extra", [{"num_local_experts": 8}, {"num_experts": 128}, {"kv_lora_rank": 512}, {"mlp_only_layers": [0]}]
+)
 def test_an_architecture_that_is_not_covered_is_refused(extra: dict[str, int]) -> None:
     with pytest.raises(TuneforgeError, match=f"{next(iter(extra))}="):
         shape_of(LLAMA_8B | extra)
 
 
 def test_a_method_node_says_what_is_trained() -> None:
-    node = {"name": "qlora", "r": 8, "target_modules": ["q_proj"], "lora_dropout": 0.1, "double_quant": False}
+    methods = "tuneforge.methods"
+    options: dict[str, object] = {"r": 8, "target_modules": ["q_proj"], "lora_dropout": 0.1, "double_quant": False}
+    node = {"_target_": f"{methods}.qlora.QLora", **options}
     expected = Trainable(kind="lora", r=8, targets=["q_proj"], dropout=0.1, quantised=True, double_quant=False)
     assert Trainable.of_method(node) == expected
-    assert Trainable.of_method({"name": "lora", "r": 4}) == Trainable(kind="lora", r=4)
-    assert Trainable.of_method({"name": "full"}) == FULL
+    plain = Trainable.of_method({"_target_": f"{methods}.lora.Lora", "r": 4})
+    assert plain == Trainable(kind="lora", r=4, experts=True)
+    assert Trainable.of_method({"_target_": f"{methods}.full.Full"}) == FULL
 
 
 def test_a_target_that_is_not_there_is_refused() -> None:
@@ -284,7 +335,9 @@ def traced(config: Any, method: Trainable, checkpointing: bool | str, rows: int,
     """Peak bytes of the second optimizer step, of two micro-batches, without any data."""
     model: Any = on_meta(config).to(torch.float32 if method.kind == "full" else torch.bfloat16)
     if method.kind == "lora":
-        options = peft.LoraConfig(r=method.r, target_modules=method.targets, task_type="CAUSAL_LM")
+        targets: Any = ATTENTION if hasattr(config, "moe_intermediate_size") else method.targets
+        experts = EXPERTS if method.experts else None
+        options = peft.LoraConfig(r=method.r, target_modules=targets, target_parameters=experts, task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, options, low_cpu_mem_usage=True)
     model.train()
     if checkpointing:
@@ -325,6 +378,20 @@ def test_a_trace_made_here_is_met(family: str, method: Trainable, checkpointing:
         device_kind="cpu",
     )
     assert 0.97 <= found.total / traced(config, method, checkpointing, 4, 512) <= 1.05
+
+
+@OLD_NAMES
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("experts", [True, False])
+def test_a_trace_of_a_mixture_is_met(experts: bool, checkpointing: bool) -> None:
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=32000, hidden_size=1024, intermediate_size=3072, moe_intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=16, num_key_value_heads=4, head_dim=128, num_experts=64, num_experts_per_tok=8,
+    )  # fmt: skip
+    method = Trainable(kind="lora", experts=experts)
+    setting: Setting = {"method": method, "max_length": 1024, "gradient_checkpointing": checkpointing}
+    found = estimate(shape_of(config.to_dict()), per_device=2, device_kind="cpu", **setting)
+    assert 0.97 <= found.total / traced(config, method, checkpointing, 2, 1024) <= 1.05
 
 
 # ---- what follows from the settings

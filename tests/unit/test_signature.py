@@ -1,12 +1,16 @@
 """Options are read from source, without importing what they belong to."""
 
+import importlib
 import subprocess
 import sys
 from typing import Any, get_args
 
 import pytest
 
+from tuneforge.compose import compose
+from tuneforge.plugins.discovery import core_options
 from tuneforge.schema.check import check, leaf_paths
+from tuneforge.schema.facts import method_facts
 from tuneforge.schema.signature import MISSING, NodeType, UnreadableTargetError, read_signature
 
 
@@ -114,3 +118,30 @@ def test_a_subclass_takes_the_objects_of_the_constructor_it_inherits(tmp_path, m
     derived, plain = read_signature("inheriting.Derived"), read_signature("inheriting.Plain")
     assert (derived.num_objects, set(derived.fields)) == (1, {"knob"})
     assert plain.num_objects == 0
+
+
+def test_facts_of_a_method_are_read_with_those_of_its_bases():
+    facts = {
+        name: method_facts({"_target_": f"tuneforge.methods.{name}"})
+        for name in ("lora.Lora", "qlora.QLora8bit", "prompts.PrefixTuning", "freeze.Freeze", "products.LoKr")
+    }
+    assert facts["lora.Lora"]["footprint"] == facts["qlora.QLora8bit"]["footprint"] == "lora"
+    assert facts["qlora.QLora8bit"]["quantises"] == 8
+    assert facts["lora.Lora"]["quantises"] == 0
+    assert facts["qlora.QLora8bit"]["rewriting"] == facts["lora.Lora"]["rewriting"] != ()
+    assert facts["prompts.PrefixTuning"]["packs"] is facts["prompts.PrefixTuning"]["checkpoints"] is False
+    assert facts["freeze.Freeze"]["trains_base"] is True
+    assert "LoKr" in facts["products.LoKr"]["not_on_conv1d"][""]
+
+
+def test_what_the_source_says_of_a_method_is_what_its_class_says():
+    """Two routes: the source, and the imported class."""
+    targets = {compose([f"method={m}"]).tree["method"]["_target_"] for m in core_options()["method"]}
+    assert len(targets) >= 14
+    declared = read_signature("tuneforge.method.Method").facts
+    assert set(declared) >= {"trains_base", "footprint", "quantises", "not_on_conv1d"}
+    for target in targets:
+        module, _, name = target.rpartition(".")
+        method = getattr(importlib.import_module(module), name)
+        read = method_facts({"_target_": target})
+        assert {f: read[f] for f in declared} == {f: getattr(method, f) for f in declared}

@@ -167,3 +167,14 @@ class EvalSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
+
+
+def real_tokens(batch: Batch) -> Tensor:
+    """Which tokens are no padding; bool [rows, tokens].
+
+    Padding is a row's last document, without labels; every real document has some, or would have been dropped.
+    """
+    document = (batch["position_ids"] == 0).cumsum(1)
+    last = document == document[:, -1:]
+    padded = ~((batch["labels"] != IGNORE) & last).any(1, keepdim=True)
+    return torch.logical_not(last & padded)

@@ -9,7 +9,7 @@ from peft import AdaLoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuneforge.methods.base import TargetedMethod, transposed
+from tuneforge.methods.base import TargetedMethod
 from tuneforge.schema.types import Fraction, NonNegative, PositiveInt, Probability
 
 UNKNOWN_STEPS = 10**6
@@ -50,9 +50,7 @@ class AdaLora(TargetedMethod):
             total_step=UNKNOWN_STEPS,
             deltaT=self.every,
             orth_reg_weight=self.orth_reg_weight,
-            modules_to_save=self.modules_to_save,
-            fan_in_fan_out=transposed(model),
-            **self.targets(model),
+            **self.shared(model),
         )
 
     def on_start(self, model: Any, num_steps: int) -> None:

@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneforge.adapters import fitting
+from tuneforge.console import say
 from tuneforge.errors import TuneforgeError, did_you_mean, near
 from tuneforge.heads import head_modules, in_head
-from tuneforge.method import Method
+from tuneforge.method import Footprint, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +90,24 @@ def with_fp32_head(model: Any) -> PeftModel:
 class TargetedMethod(PeftMethod):
     """A PEFT method that attaches to chosen modules."""
 
+    footprint: ClassVar[Footprint] = "lora"
+
     target_modules: str | list[str] = "all-linear"
     """all-linear (every linear layer but the head); names of modules; or a pattern for their full names."""
     layers_to_transform: list[int] | None = None
     """Numbers of the layers to attach to, from 0; null: all. Later layers are more task-specific."""
     modules_to_save: list[str] | None = None
     """Names of modules that are trained in full and saved with the adapter, such as a new head."""
+
+    def shared(self, model: PreTrainedModel) -> dict[str, Any]:
+        """The arguments that PEFT's configs of these methods have in common.
+
+        Raises:
+            TuneforgeError: a name or a layer that this model does not have.
+        """
+        common = {"modules_to_save": self.modules_to_save, **self.targets(model)}
+        # A method without a layer for Conv1D has no word for transposed weights either.
+        return common if "" in self.not_on_conv1d else {**common, "fan_in_fan_out": transposed(model)}
 
     def targets(self, model: PreTrainedModel) -> dict[str, Any]:
         """PEFT's arguments for where to attach.
@@ -104,6 +118,8 @@ class TargetedMethod(PeftMethod):
         names = linear_names(model)
         wanted = self.target_modules
         if wanted == "all-linear":
+            if fused_experts(model) and not self.adapts_experts:
+                say(f"{type(self).__name__} leaves the experts of this mixture as they are: PEFT adapts them with LoRA")
             # From the model itself: PEFT's table of names knows some architectures only.
             found: str | list[str] = sorted(names)
         else:
@@ -120,6 +136,15 @@ class TargetedMethod(PeftMethod):
                 fix="name the modules, or put the layers into the pattern",
             )
         return {"target_modules": found, "layers_to_transform": self.layers_to_transform}
+
+    def fused_experts(self, model: PreTrainedModel) -> list[str]:
+        """Names of the fused experts (tuneforge.methods.base.fused_experts) in the layers that are chosen."""
+        found = fused_experts(model)
+        if self.layers_to_transform is None:
+            return sorted({".".join(name.split(".")[-2:]) for name in found})
+        # PEFT's layers_to_transform knows modules alone, so that these are named one by one.
+        chosen = {str(n) for n in self.layers_to_transform}
+        return [name for name in found if next(p for p in name.split(".") if p.isdigit()) in chosen]
 
     def _check_layers(self, model: PreTrainedModel) -> None:
         count = int(model.config.get_text_config().num_hidden_layers)
@@ -139,6 +164,17 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     heads = head_modules(model)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
     return {n: m for n, m in linear.items() if not in_head(n, heads)}
+
+
+def fused_experts(model: nn.Module) -> list[str]:
+    """Full names of weights that hold all experts of a layer, [experts, out, in]: parameters, and no linear modules."""
+    return [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if not isinstance(module, _ConvNd)
+        for own, p in module.named_parameters(recurse=False)
+        if p.ndim == 3
+    ]
 
 
 def transposed(model: nn.Module) -> bool:

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from peft import FourierFTConfig
 from transformers import PreTrainedModel
 
-from tuneforge.methods.base import TargetedMethod, transposed
+from tuneforge.methods.base import TargetedMethod
 from tuneforge.schema.types import Count, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
 class FourierFt(TargetedMethod):
     """Trains `n_frequency` numbers a matrix, whatever its size."""
+
+    footprint = "vectors"
 
     n_frequency: PositiveInt = 1000
     """Coefficients a matrix (the paper's 1000 for 7B models)."""
@@ -26,7 +28,5 @@ class FourierFt(TargetedMethod):
             n_frequency=self.n_frequency,
             scaling=self.scaling,
             random_loc_seed=self.random_loc_seed,
-            modules_to_save=self.modules_to_save,
-            fan_in_fan_out=transposed(model),
-            **self.targets(model),
+            **self.shared(model),
         )

@@ -17,6 +17,7 @@ class Freeze(Method):
     """Trained weights are kept in fp32, the frozen ones in the base's own type."""
 
     trains_base = True
+    footprint = "layers"
 
     last_layers: PositiveInt = 2
     """How many of the last layers are trained."""

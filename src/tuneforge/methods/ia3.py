@@ -19,6 +19,8 @@ DOWN = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "output.dense", "mlp.
 class Ia3(PeftMethod):
     """Trains a ten-thousandth of the weights; good with very few rows."""
 
+    footprint = "vectors"
+
     target_modules: Literal["auto"] | list[str] = "auto"
     """Modules that are scaled. auto: keys, values and the MLP's last matrix, as in the paper."""
     feedforward_modules: list[str] | None = None

@@ -2,9 +2,10 @@
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import TargetedMethod, linear_modules, transposed
+from tuneforge.methods.base import TargetedMethod, fused_experts, linear_modules
 from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
 from tuneforge.vocabulary import added_tokens
 
@@ -26,6 +27,9 @@ class Lora(TargetedMethod):
     """Adapters of rank `r`; the base is frozen."""
 
     new_tokens = True
+    adapts_experts = True
+    rewriting: ClassVar[tuple[str, ...]] = ("pissa", "pissa_niter_16", "olora")
+    not_on_conv1d: ClassVar[Mapping[str, str]] = {"olora": "OLoRA decomposes it the wrong way round"}
 
     r: PositiveInt = 16
     """Rank: 8 standard, 16 instruction and chat, 32 code, 64 domain."""
@@ -41,6 +45,9 @@ class Lora(TargetedMethod):
     """Scale by lora_alpha / sqrt(r), so that high ranks learn as fast (arXiv 2312.03732)."""
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"] = "default"
     """How adapters start. pissa and olora put the base's own main directions into them, and rewrite the base."""
+    target_parameters: Literal["auto"] | list[str] = "auto"
+    """Fused experts of a mixture that are adapted too, each at rank r, by the ends of their names: experts.down_proj.
+    auto: all of them where target_modules is all-linear; []: none. Routers stay frozen."""
     rank_pattern: dict[str, PositiveInt] | None = None
     """Module name or pattern -> its own rank."""
     alpha_pattern: dict[str, PositiveInt] | None = None
@@ -58,14 +65,39 @@ class Lora(TargetedMethod):
             bias=self.bias,
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
-            init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
+            **self.initialisation(),
             rank_pattern=dict(self.rank_pattern or {}),
             alpha_pattern=dict(self.alpha_pattern or {}),
-            modules_to_save=self.modules_to_save,
-            fan_in_fan_out=transposed(model),
+            target_parameters=self._experts(model) or None,
             trainable_token_indices=_new_rows(model),
-            **self.targets(model),
+            **self.shared(model),
         )
+
+    def initialisation(self) -> dict[str, Any]:
+        """PEFT's arguments for how adapters start."""
+        return {"init_lora_weights": True if self.init_lora_weights == "default" else self.init_lora_weights}
+
+    def _experts(self, model: PreTrainedModel) -> list[str]:
+        """Ends of the names of the fused experts to adapt.
+
+        Raises:
+            TuneforgeError: a name that matches none.
+        """
+        if not self.adapts_experts:
+            return []
+        if self.target_parameters == "auto":
+            return self.fused_experts(model) if self.target_modules == "all-linear" else []
+        there = fused_experts(model)
+        missing = [t for t in self.target_parameters if not any(n == t or n.endswith(f".{t}") for n in there)]
+        if missing:
+            known = ", ".join(sorted({".".join(n.split(".")[-2:]) for n in there})) or "none: no fused experts here"
+            raise TuneforgeError(
+                "unknown-module",
+                f"{', '.join(map(repr, missing))} match{'es' if len(missing) == 1 else ''} no fused experts",
+                path="method.target_parameters",
+                fix=f"there are {known}",
+            )
+        return list(self.target_parameters)
 
     def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PeftModel:
         """The model with new adapters, or with those of `adapter`; what a rewritten base started from is kept."""
@@ -77,7 +109,7 @@ class Lora(TargetedMethod):
     @property
     def rewrites_base(self) -> bool:
         """Whether the base without the adapter is no longer the model that was loaded."""
-        return self.init_lora_weights in ("pissa", "pissa_niter_16", "olora")
+        return self.init_lora_weights in self.rewriting
 
     def learning_rate_scale(self, name: str) -> float:
         """LoRA+: B matrices learn faster."""
@@ -107,8 +139,10 @@ class Lora(TargetedMethod):
         if wanted != "all-linear" and not isinstance(wanted, str):
             names = {n: m for n, m in names.items() if n.rpartition(".")[2] in wanted}
         weights: dict[str, torch.Tensor] = {n: m.get_parameter("weight") for n, m in names.items()}
-        # Quantised weights are packed: their shape says nothing.
-        widths = {n: min(w.shape) for n, w in weights.items() if w.dtype.is_floating_point}
+        ends = tuple(f".{t}" for t in self._experts(model))
+        weights |= {n: model.get_parameter(n) for n in fused_experts(model) if f".{n}".endswith(ends)}
+        # Quantised weights are packed: their shape says nothing. Experts are stacked in the first dimension.
+        widths = {n: min(w.shape[-2:]) for n, w in weights.items() if w.dtype.is_floating_point}
         narrow = [(n, width) for n, width in widths.items() if width < self.r]
         if narrow:
             raise TuneforgeError(

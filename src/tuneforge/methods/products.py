@@ -1,6 +1,8 @@
 """LoHa and LoKr: updates as products that reach a high rank with few weights (arXiv 2108.06098, 2309.14859)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from peft import LoHaConfig, LoKrConfig
 from transformers import PreTrainedModel
@@ -12,6 +14,8 @@ from tuneforge.schema.types import PositiveInt, Probability
 @dataclass(frozen=True, kw_only=True)
 class LoHa(TargetedMethod):
     """The element-wise product of two low-rank updates: rank r x r for 2 r (in + out) weights."""
+
+    not_on_conv1d: ClassVar[Mapping[str, str]] = {"": "LoHa has no layer for it"}
 
     r: PositiveInt = 8
     """Rank of each factor."""
@@ -26,14 +30,15 @@ class LoHa(TargetedMethod):
             r=self.r,
             alpha=self.alpha,
             module_dropout=self.module_dropout,
-            modules_to_save=self.modules_to_save,
-            **self.targets(model),
+            **self.shared(model),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoKr(LoHa):
     """The Kronecker product of a small matrix and a low-rank one."""
+
+    not_on_conv1d: ClassVar[Mapping[str, str]] = {"": "LoKr has no layer for it"}
 
     decompose_factor: int = -1
     """Size of the small matrix; -1: near the square root of the width."""
@@ -45,6 +50,5 @@ class LoKr(LoHa):
             alpha=self.alpha,
             module_dropout=self.module_dropout,
             decompose_factor=self.decompose_factor,
-            modules_to_save=self.modules_to_save,
-            **self.targets(model),
+            **self.shared(model),
         )

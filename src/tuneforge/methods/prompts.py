@@ -24,6 +24,9 @@ from tuneforge.schema.types import PositiveInt
 class Prompted(PeftMethod):
     """What the three share."""
 
+    packs = False
+    footprint = "vectors"
+
     def loaded(self, model: PreTrainedModel, adapter: str, config: PeftConfig) -> PeftModel:
         """The model with saved vectors, trainable: PEFT itself loads them for inference only."""
         config.inference_mode = False

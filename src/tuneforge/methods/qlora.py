@@ -13,6 +13,8 @@ from tuneforge.methods.lora import Lora
 class QLora(Lora):
     """LoRA whose frozen base is stored in 4 bits; matrix products run in the compute type."""
 
+    quantises = 4
+
     double_quant: bool = True
     """Quantise the quantisation constants too: 0.127 bits a parameter instead of 0.5 (section 3 of the paper)."""
 
@@ -31,6 +33,7 @@ class QLora8bit(Lora):
     """LoRA whose frozen base is stored in 8 bits, outlying activations computed in 16."""
 
     exact = False
+    quantises = 8
 
     int8_threshold: float = 6.0
     """Activations above this are outliers (section 3.2 of the paper)."""

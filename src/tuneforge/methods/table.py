@@ -15,6 +15,7 @@ from tuneforge.compose import compose
 from tuneforge.console import quiet_libraries
 from tuneforge.plan.memory import NF4_BITS
 from tuneforge.plugins.discovery import core_options
+from tuneforge.schema.facts import method_facts
 from tuneforge.targets import make
 
 LAYERS = 32
@@ -70,7 +71,11 @@ def _count(method: str, layers: int) -> tuple[int, int]:
             node["init_lora_weights"] = "default"
         if method == "freeze":
             node["last_layers"] = min(layers, node["last_layers"])
-        model = make(node).apply(base)
+        built = make(node)
+        if built.num_observed:
+            # What starts from train rows needs weights to look at them through; its sizes are LoRA's.
+            built = make({**node, "_target_": "tuneforge.methods.lora.Lora"})
+        model = built.apply(base)
     return sum(p.numel() for p in model.parameters() if p.requires_grad), whole
 
 
@@ -79,9 +84,10 @@ def _row(method: str) -> str:
     composed = compose([f"method={method}"])
     node = composed.tree["method"]
     layer = 4 * SIZES["hidden_size"] ** 2 + 3 * SIZES["hidden_size"] * SIZES["intermediate_size"]
-    quantised = LAYERS * layer if "double_quant" in node or "int8_threshold" in node else 0
-    bits = NF4_BITS[True] if "double_quant" in node else 8
-    own = trained if method in ("full", "freeze") else 0
+    facts = method_facts(node)
+    quantised = LAYERS * layer if facts["quantises"] else 0
+    bits = NF4_BITS[True] if facts["quantises"] == 4 else 8
+    own = trained if facts["trains_base"] else 0
     weights = (whole - own - quantised) * 2 + quantised * bits / 8 + trained * 4
     state = trained * composed.tree["optim"]["state_bytes"]
     numbers = (f"{_count_text(trained)} | {trained / whole:.3%}", *map(_gb, (weights, trained * 4, state)))

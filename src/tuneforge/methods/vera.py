@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from peft import VeraConfig
 from transformers import PreTrainedModel
 
-from tuneforge.methods.base import TargetedMethod, transposed
+from tuneforge.methods.base import TargetedMethod
 from tuneforge.schema.types import Count, PositiveFloat, PositiveInt, Probability
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vera(TargetedMethod):
     """Trains out + r numbers a matrix; the random matrices are saved with them."""
+
+    footprint = "vectors"
 
     r: PositiveInt = 256
     """Rank of the shared matrices (the paper's 256 to 1024)."""
@@ -30,7 +32,5 @@ class Vera(TargetedMethod):
             d_initial=self.d_initial,
             projection_prng_key=self.projection_prng_key,
             save_projection=True,
-            modules_to_save=self.modules_to_save,
-            fan_in_fan_out=transposed(model),
-            **self.targets(model),
+            **self.shared(model),
         )

@@ -76,6 +76,8 @@ class Objective(pl.LightningModule):
         dtype = getattr(torch, context.settled.base_dtype)
         stored = torch.float32 if context.method.stores_fp32 else dtype
         base = self.load_base(stored, context.method.quantization_config(dtype))
+        if context.method.num_observed and not context.config.model.adapter:
+            self._observe(base)
         make_room(base, context.tokenizer, context.config.model.add_tokens or [])
         model = adapters.build(context.method, base, context.config.model)
         if context.settled.gradient_checkpointing:
@@ -89,6 +91,13 @@ class Objective(pl.LightningModule):
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
         # and dropout are silently off (Lightning issue 20105).
         self.train()
+
+    def _observe(self, base: PreTrainedModel) -> None:
+        """Show the method the train rows it starts from, on the device where the run will be."""
+        method = self.context.method
+        if method.quantises == 0:
+            base.to(self.context.machine.device)  # type: ignore[arg-type]
+        method.observe(base, self.context.first_batches(method.num_observed, base.device))
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; 4-bit layers always stay in train mode.

@@ -1,7 +1,7 @@
 """Next-token prediction with a loss mask: supervised fine-tuning and pretraining."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,14 +16,25 @@ from tuneforge.data.encode import IGNORE
 from tuneforge.models import load_model
 from tuneforge.objectives.base import Objective, base_model
 from tuneforge.objectives.regularisers import divergence
+from tuneforge.objectives.routers import RouterBalance
 
 
 class CausalLM(Objective):
     """A causal language model under a method; the loss is a mean over the supervised tokens of an optimizer step."""
 
+    def __init__(self, context: Context, /) -> None:
+        super().__init__(context)
+        self._balance: RouterBalance | None = None
+
     def load_base(self, dtype: torch.dtype, quantization_config: Any) -> PreTrainedModel:
         """With its output head over the vocabulary."""
         return load_model(self.context.config.model, self.context.architecture, dtype, quantization_config)
+
+    def configure_model(self) -> None:
+        """Beside the model: what keeps the routers of a mixture balanced."""
+        super().configure_model()
+        if self._balance is None:
+            self._balance = RouterBalance.of(base_model(self.model), self.context.config.regularise.router_aux_loss_coef)
 
     # ---- the loss
 
@@ -69,12 +80,14 @@ class CausalLM(Objective):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the step's loss, scaled against Lightning's and DDP's own averaging."""
-        with self.saving_activations():
+        with self.saving_activations(), self._balance.watching() if self._balance is not None else nullcontext():
             loss, logits, keep = self._loss_and_logits(batch)
         total = self.scaled_share(loss, batch)
         if self.context.config.regularise.kl:
             near = divergence(self._base_logits(batch, keep), logits) / batch["num_labels"]
             total = total + self.context.config.regularise.kl * near * self.passes
+        if self._balance is not None:
+            total = total + self._balance.loss(batch)
         return self.penalised(total)
 
     @torch.no_grad()

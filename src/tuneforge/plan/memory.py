@@ -181,7 +181,7 @@ def _terms(shape: ModelShape, run: _Run, tokens: int) -> _Terms:
     # The layer just recomputed, and gradients of the MLP's width; PEFT's casts and dropout put more of those there.
     backward = kept + (layer if run.gradient_checkpointing or run.activation_offload else 0)
     widths = 3.5 + 1.5 * run.casts + 1.5 * (run.method.dropout > 0)
-    backward += tokens * shape.intermediate_size * compute * widths
+    backward += tokens * shape.inner_size * compute * widths
     # A classifier scores every token and takes one of them.
     scores = (1 if shape.num_classes else run.logits_rows_fraction) * tokens * shape.head_width
     # Naive cross-entropy: the logits, their log-softmax in fp32, its gradient and that of its input, also in fp32.
@@ -197,10 +197,15 @@ def _moments(shape: ModelShape, run: _Run, terms: _Terms) -> list[_Moment]:
     if run.full:
         return _moments_of_full(shape, run, terms, widest)
     workspace = run.method.num_parameters(shape) * compute if run.casts else 0
+    # PEFT adds the adapters of experts to a copy of their weights. A layer's copy and its gradient are there in its
+    # backward pass, and without recomputation every layer's copy from the forward pass on.
+    copy = shape.expert_parameters() // shape.num_layers * compute if run.method.experts else 0
+    held = 0 if run.gradient_checkpointing else copy * shape.num_layers
     if run.method.quantised:
         # bitsandbytes unpacks one matrix at a time, and casts it where it was quantised from another type.
         workspace += 2 * compute * widest
-    return [_Moment(terms.kept, terms.loss, workspace), _Moment(terms.backward, held_logits, workspace)]
+    backward = workspace + copy + max(held, copy)
+    return [_Moment(terms.kept, terms.loss, workspace + held), _Moment(terms.backward, held_logits, backward)]
 
 
 def _moments_of_full(shape: ModelShape, run: _Run, terms: _Terms, widest: int) -> list[_Moment]:
@@ -228,7 +233,7 @@ def _saved_per_token(shape: ModelShape, run: _Run) -> float:
     Korthikanti et al. (arXiv 2205.05198, section 4.1) count 34 bytes a unit of width for a trained GPT layer. Redone
     here for gated MLPs, grouped queries, norms in fp32, frozen weights (whose inputs are not kept) and adapters.
     """
-    compute, names, inner = run.compute_bytes, NAMES[shape.names], shape.intermediate_size
+    compute, names, inner = run.compute_bytes, NAMES[shape.names], shape.inner_size
     linears = run.method.linears(shape)
     trained = {linear.name for linear in linears}
     normed = shape.norms_per_layer * shape.hidden_size + shape.qk_norm * (shape.query_size + shape.kv_size)
@@ -237,9 +242,14 @@ def _saved_per_token(shape: ModelShape, run: _Run) -> float:
         readers = len(trained.intersection(group))
         saved += compute * shape.hidden_size * (readers if run.own_inputs else min(readers, 1))
     saved += compute * inner * (shape.activation_copies + 2 * shape.gated_mlp + (names.mlp_out in trained))
+    if shape.num_experts:
+        # Each expert's output, which its share is multiplied with; and the inputs of its matrices, where those learn.
+        learns = run.full or run.method.experts
+        saved += compute * shape.experts_per_token * shape.hidden_size * (1 + learns)
+        saved += compute * inner * learns
     saved += compute * _attention_width(shape, run, names.out in trained)
     if not run.full:
-        saved += compute * run.method.r * len(trained)
+        saved += compute * run.method.width(shape) * len(trained)
         if run.method.dropout:
             # A CPU's masks are of the input's type, a GPU's are boolean.
             mask = run.trainable_bytes if run.device_kind == "cpu" else 1

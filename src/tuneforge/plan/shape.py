@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from tuneforge.errors import TuneforgeError, did_you_mean
+from tuneforge.schema.facts import method_facts
 
 
 class Linear(NamedTuple):
@@ -55,6 +56,7 @@ _BERT = {**_BIASED, "names": "bert", "tied_embeddings": True, "learned_positions
 _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"head_dim": 128, "qk_norm": True},
+    "qwen3_moe": {"qk_norm": True},
     "gemma": _GEMMA,
     "gemma2": {**_GEMMA, "norms_per_layer": 4},
     "gemma3_text": {**_GEMMA, "norms_per_layer": 4, "qk_norm": True},
@@ -81,14 +83,20 @@ _KEYS = {
     "mlp_bias": ("mlp_bias",),
     "token_types": ("type_vocab_size",),
     "softcap": ("final_logit_softcapping",),
+    "num_experts": ("num_local_experts", "num_experts"),
+    "experts_per_token": ("num_experts_per_tok",),
+    "expert_size": ("moe_intermediate_size",),
 }
 _OUTSIDE = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte")
 """Matrices that belong to no layer: the output head and the embedding, by the names of the families above."""
 _REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+_MIXTURES = ("mixtral", "qwen3_moe")
+"""model_types whose experts are counted: fused, all of one size, no shared ones."""
 _NOT_COVERED = {
     "num_local_experts": "a mixture of experts",
     "num_experts": "a mixture of experts",
     "n_routed_experts": "a mixture of experts",
+    "mlp_only_layers": "a mixture with some dense layers",
     "kv_lora_rank": "a model with latent attention",
 }
 
@@ -141,6 +149,12 @@ class ModelShape:
     """A classifier has a matrix of the stream's width before its head, trained with it; both have biases (BERT)."""
     token_types: int = 0
     """Rows of a table that is added to the embeddings (BERT: first and second text)."""
+    num_experts: int = 0
+    """Experts in the place of each layer's MLP; 0: one MLP."""
+    experts_per_token: int = 0
+    """How many of them a token goes through."""
+    expert_size: int = 0
+    """Width inside an expert."""
     activation_copies: int = 1
     """Tensors of the MLP's width that its activation keeps; 4 for GPT-2's, which is written out in elementary steps."""
 
@@ -152,7 +166,10 @@ class ModelShape:
             TuneforgeError: a size is missing, or the formulas do not cover the architecture.
         """
         kind = config.get("model_type", "the model")
-        for key in (k for k in _NOT_COVERED if config.get(k)):
+        counted = ("num_local_experts", "num_experts") if kind in _MIXTURES else ()
+        if (config.get("decoder_sparse_step") or 1) > 1:
+            config = {**config, "mlp_only_layers": f"decoder_sparse_step {config['decoder_sparse_step']}"}
+        for key in (k for k in _NOT_COVERED if config.get(k) and k not in counted):
             raise TuneforgeError(
                 "no-memory-estimate",
                 f"{kind} is {_NOT_COVERED[key]} ({key}={config[key]}): its memory is not estimated",
@@ -170,6 +187,8 @@ class ModelShape:
                 fix="give a text-only decoder model, or set batch.per_device to a number",
             )
         heads = said["num_heads"]
+        if "num_experts" in said:
+            said.setdefault("expert_size", said["intermediate_size"])
         unsaid = {"num_kv_heads": heads, "head_dim": said["hidden_size"] // heads, "tied_embeddings": False}
         return cls(**{**unsaid, "gated_mlp": True, **_FAMILIES.get(kind, {}), **said})
 
@@ -200,14 +219,33 @@ class ModelShape:
         """Width of the keys, and of the values, of all heads."""
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def inner_size(self) -> int:
+        """Width inside the MLP that a token sees: of all experts it goes through, in a mixture."""
+        return self.experts_per_token * self.expert_size if self.num_experts else self.intermediate_size
+
+    def expert_layers(self) -> list[Linear]:
+        """The matrices of one expert, of which a layer has `num_experts` in one weight each."""
+        if not self.num_experts:
+            return []
+        return [
+            Linear("mlp.experts.gate_up_proj", self.hidden_size, 2 * self.expert_size),
+            Linear("mlp.experts.down_proj", self.expert_size, self.hidden_size),
+        ]
+
     def linear_layers(self) -> list[Linear]:
-        """The weight matrices of one layer, in the order of the forward pass."""
+        """The weight matrices of one layer, in the order of the forward pass; experts are no such matrices."""
         names, hidden, inner = NAMES[self.names], self.hidden_size, self.intermediate_size
         qkv = (self.query_size, self.kv_size, self.kv_size)
         mlp = (inner, inner) if self.gated_mlp else (inner,)
-        return [
+        attention = [
             *(Linear(n, hidden, width) for n, width in zip(names.qkv, _merged(qkv, names.qkv), strict=True)),
             Linear(names.out, self.query_size, hidden),
+        ]
+        if self.num_experts:
+            return attention
+        return [
+            *attention,
             *(Linear(n, hidden, width) for n, width in zip(names.mlp_in, _merged(mlp, names.mlp_in), strict=True)),
             Linear(names.mlp_out, inner, hidden),
         ]
@@ -216,15 +254,25 @@ class ModelShape:
         """Weights in the matrices of all layers: what 4-bit loading quantises."""
         return self.num_layers * sum(linear.size for linear in self.linear_layers())
 
+    def expert_parameters(self) -> int:
+        """Weights in the experts of all layers: what 4-bit loading leaves as it is."""
+        return self.num_layers * self.num_experts * sum(linear.size for linear in self.expert_layers())
+
+    def active_parameters(self) -> int:
+        """Weights that a token goes through: those of the experts it is not sent to are left out."""
+        idle = self.num_experts - self.experts_per_token
+        return self.num_parameters() - (self.expert_parameters() // self.num_experts * idle if self.num_experts else 0)
+
     def num_parameters(self) -> int:
         """All weights; a tied head is counted once."""
         norm = self.hidden_size * (1 + self.norm_bias)
         biases = self.qkv_bias * (self.query_size + 2 * self.kv_size) + self.out_bias * self.hidden_size
         biases += self.mlp_bias * ((1 + self.gated_mlp) * self.intermediate_size + self.hidden_size)
         layer = biases + self.norms_per_layer * norm + self.qk_norm * 2 * self.head_dim
+        layer += self.num_experts * self.hidden_size  # the router
         heads = 0 if self.num_classes or self.tied_embeddings else 1
         tables = (1 + heads) * self.vocab_size + self.learned_positions * self.max_positions + self.token_types
-        inside = self.linear_parameters() + self.num_layers * layer + norm
+        inside = self.linear_parameters() + self.expert_parameters() + self.num_layers * layer + norm
         return inside + tables * self.hidden_size + self.classifier_parameters
 
 
@@ -236,8 +284,9 @@ def _merged(widths: tuple[int, ...], names: tuple[str, ...]) -> tuple[int, ...]:
 class Trainable:
     """Which weights a method trains, and how it stores the others."""
 
-    kind: Literal["full", "lora", "layers", "vectors"]
-    """Every weight; adapters of rank `r` beside frozen ones; the last `layers`; or a few vectors a layer."""
+    kind: Literal["full", "lora", "layers", "bottleneck", "vectors"]
+    """Every weight; adapters of rank `r` beside frozen ones; the last `layers`; networks behind sublayers, narrower by
+    `reduction`; or a few vectors a layer."""
     r: int = 16
     """Rank of the adapters."""
     targets: str | Sequence[str] = "all-linear"
@@ -249,31 +298,43 @@ class Trainable:
     """Frozen matrices of the layers are stored in NF4 and unpacked for each product."""
     double_quant: bool = True
     """The quantisation's scales are quantised too."""
+    experts: bool = False
+    """The fused experts of a mixture have adapters too, of rank `r` each."""
     layers: int = 0
     """How many of the last layers are trained, where `kind` is layers."""
+    reduction: int = 16
+    """The model's width over that of a bottleneck adapter."""
     bits: int = 4
     """Bits of a quantised weight: 4 (NF4) or 8 (LLM.int8)."""
 
     @classmethod
     def of_method(cls, method: Mapping[str, Any]) -> "Trainable":
-        """Read a config's `method` node. One whose options say nothing of it counts as training everything."""
-        quantised = "double_quant" in method or "int8_threshold" in method
-        if "last_layers" in method and method.get("pattern") is None:
+        """Read a config's `method` node, and what the method's class says of itself."""
+        facts = method_facts(method)
+        kind, bits = facts["footprint"], facts["quantises"]
+        if kind == "layers" and method.get("pattern") is None:
             return cls(kind="layers", r=1, layers=method["last_layers"])
-        # Their trained numbers are few; what they keep for the backward pass is as much as rank 1 keeps.
-        if any(key in method for key in ("num_virtual_tokens", "feedforward_modules", "d_initial", "n_frequency")):
+        if kind == "bottleneck":
+            ends = "houlsby" if method.get("placement") == "houlsby" else "pfeiffer"
+            reduction, dropout = method["reduction_factor"], method.get("dropout", 0.0)
+            return cls(kind="bottleneck", targets=ends, reduction=reduction, dropout=dropout)
+        if kind == "vectors":
+            # Their trained numbers are few; what they keep for the backward pass is as much as rank 1 keeps.
             return cls(kind="vectors", r=1)
-        if "r" not in method:
+        if kind != "lora":
             return cls(kind="full")
+        wanted = method.get("target_parameters", "auto")
+        everything = method.get("target_modules", "all-linear") == "all-linear"
         return cls(
             kind="lora",
+            experts=facts["adapts_experts"] and (everything if wanted == "auto" else bool(wanted)),
             # AdaLoRA starts higher than it ends.
             r=method.get("init_r", method["r"]),
             targets=method.get("target_modules", "all-linear"),
             dropout=method.get("lora_dropout", 0.0),
-            quantised=quantised,
+            quantised=bits > 0,
             double_quant=method.get("double_quant", True),
-            bits=8 if "int8_threshold" in method else 4,
+            bits=bits or 4,
         )
 
     def linears(self, shape: ModelShape) -> list[Linear]:
@@ -283,6 +344,9 @@ class Trainable:
             TuneforgeError: a target is no matrix of this model.
         """
         layer = shape.linear_layers()
+        if self.kind == "bottleneck":
+            ends = {NAMES[shape.names].mlp_out, *([NAMES[shape.names].out] if self.targets == "houlsby" else [])}
+            return [linear for linear in layer if linear.name in ends]
         if self.kind != "lora" or self.targets == "all-linear":
             return layer
         if isinstance(self.targets, str):
@@ -299,6 +363,10 @@ class Trainable:
             )
         return [linear for linear in layer if any(_ends(linear.name, t) for t in self.targets)]
 
+    def width(self, shape: ModelShape) -> int:
+        """Numbers a token inside an adapter."""
+        return max(1, shape.hidden_size // self.reduction) if self.kind == "bottleneck" else self.r
+
     @property
     def outside(self) -> int:
         """How many adapters are on the embedding or the output head."""
@@ -310,10 +378,17 @@ class Trainable:
             return shape.num_parameters()
         head = shape.classifier_parameters
         if self.kind == "layers":
-            return head + min(self.layers, shape.num_layers) * shape.linear_parameters() // shape.num_layers
+            matrices = shape.linear_parameters() + shape.expert_parameters()
+            return head + min(self.layers, shape.num_layers) * matrices // shape.num_layers
+        if self.kind == "bottleneck":
+            size, hidden = self.width(shape), shape.hidden_size
+            stacks = shape.num_layers * (2 if self.targets == "houlsby" else 1)
+            return head + stacks * (2 * hidden * size + hidden + size)
         if self.kind == "vectors":
             return head + shape.num_layers * sum(i.out_features for i in self.linears(shape))
         layer = sum(i.in_features + i.out_features for i in self.linears(shape))
+        if self.experts:
+            layer += shape.num_experts * sum(i.in_features + i.out_features for i in shape.expert_layers())
         return head + self.r * (shape.num_layers * layer + self.outside * (shape.hidden_size + shape.vocab_size))
 
 

@@ -10,10 +10,11 @@ USUAL_MFU = 0.35
 def flops_per_token(shape: ModelShape, method: Trainable) -> float:
     """Floating-point operations of a trained token: 2 a weight forward, 2 for its input's gradient, 2 for its own.
 
-    Weights that are frozen have no gradient of their own. Attention's own products, which grow with the row, are left
-    out: 5 % of an 8B model's at 2,048 tokens (the usual 6N of arXiv 2001.08361, section 2.1).
+    Weights that are frozen have no gradient of their own; of a mixture's experts, those count that a token goes
+    through. Attention's own products, which grow with the row, are left out: 5 % of an 8B model's at 2,048 tokens (the
+    usual 6N of arXiv 2001.08361, section 2.1).
     """
-    weights = shape.num_parameters() - (0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size)
+    weights = shape.active_parameters() - (0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size)
     trained = weights if method.kind == "full" else method.num_parameters(shape)
     return 4.0 * weights + 2.0 * trained
 

@@ -7,6 +7,7 @@ positional ones without a default where there are keyword-only ones; every other
 """
 
 import ast
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -84,6 +85,8 @@ class Signature:
     """It takes `**kwargs`, so unknown names cannot be refused from here."""
     pluggable: bool = False
     """The class derives from `Pluggable`: a `_target_` in the node adds its own options."""
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """A class's literal attributes that are no fields, those of its bases included: what it says of itself."""
 
 
 class UnreadableTargetError(Exception):
@@ -199,9 +202,13 @@ def _of_class(target: str, module: _Module, node: ast.ClassDef) -> Signature:
     inherited = [s for s in (_try_read(module.absolute(b)) for b in bases) if s is not None]
     pluggable = any(module.absolute(b) == "tuneforge.schema.types.Pluggable" for b in bases)
     pluggable = pluggable or any(s.pluggable for s in inherited)
+    facts: dict[str, Any] = {}
+    for base in reversed(inherited):
+        facts.update(base.facts)
+    facts.update(_facts(node))
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if init is not None:
-        return _of_function(target, module, init, ast.get_docstring(node) or "")
+        return dataclasses.replace(_of_function(target, module, init, ast.get_docstring(node) or ""), facts=facts)
     fields: dict[str, Field] = {}
     for base in reversed(inherited):
         fields.update(base.fields)
@@ -210,7 +217,26 @@ def _of_class(target: str, module: _Module, node: ast.ClassDef) -> Signature:
     accepts_any = any(s.accepts_any for s in inherited)
     # A dataclass has an __init__ of its own; any other class has the first that a base has.
     objects = 0 if _is_dataclass(node) else next((s.num_objects for s in inherited if s.num_objects), 0)
-    return Signature(target, fields, objects, home=module.name, accepts_any=accepts_any, pluggable=pluggable)
+    return Signature(
+        target, fields, objects, home=module.name, accepts_any=accepts_any, pluggable=pluggable, facts=facts
+    )
+
+
+def _facts(node: ast.ClassDef) -> dict[str, Any]:
+    """Literal values that the class body gives to plain names, or to names annotated as `ClassVar`."""
+    found: dict[str, Any] = {}
+    for statement in node.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            name, value = statement.targets[0].id, _default(statement.value)
+        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+            if "ClassVar" not in ast.unparse(statement.annotation):
+                continue
+            name, value = statement.target.id, _default(statement.value)
+        else:
+            continue
+        if value is not ...:
+            found[name] = value
+    return found
 
 
 def _try_read(target: str) -> Signature | None:

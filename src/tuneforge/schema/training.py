@@ -156,6 +156,9 @@ class Regularise:
     0: off. It multiplies squared gradients, which are small, so that values that do something are large: 1e3 and up."""
     kl: NonNegative = 0.0
     """Weight of the divergence of the base's predictions from the tuned model's on the train rows. 0: off."""
+    router_aux_loss_coef: Literal["auto"] | NonNegative = "auto"
+    """Weight of the loss that balances a mixture's routers. auto: the model's own; 0: off. It is no part of the
+    evaluation's loss, nor of `train/loss`."""
     path: str = "bundled"
     """A file of general rows for `ewc`; bundled: the standard library's documentation as text."""
     rows: PositiveInt = 64

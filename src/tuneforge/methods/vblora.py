@@ -1,0 +1,55 @@
+"""VB-LoRA: low-rank matrices put together from a bank of vectors that all layers share (arXiv 2405.15179)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from peft import VBLoRAConfig
+from transformers import PreTrainedModel
+
+from tuneforge.methods.base import TargetedMethod, linear_modules
+from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
+
+LONGEST = 256
+"""Length of a vector in the paper's runs on Llama 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VbLora(TargetedMethod):
+    """Trains the bank, and for each piece of each matrix which vectors of the bank it is mixed from."""
+
+    footprint = "vectors"
+
+    r: PositiveInt = 4
+    """Rank of the updates."""
+    num_vectors: PositiveInt = 256
+    """Vectors in the bank (the paper: 90 to 2048, more for larger models)."""
+    vector_length: Literal["auto"] | PositiveInt = "auto"
+    """Numbers in a vector; must divide the width of every target. auto: the longest that does, up to 256."""
+    topk: PositiveInt = 2
+    """Vectors that a piece is mixed from."""
+    vblora_dropout: Probability = 0.0
+    """Dropout on the adapter's input."""
+    logits_rate: PositiveFloat = 10.0
+    """Learning rate of the choice of vectors over `optim.lr` (PEFT's example: 1e-2 against the bank's 1e-3)."""
+
+    def peft_config(self, model: PreTrainedModel) -> VBLoRAConfig:
+        """VB-LoRA's."""
+        return VBLoRAConfig(
+            r=self.r,
+            num_vectors=self.num_vectors,
+            vector_length=self._length(model),
+            topk=self.topk,
+            vblora_dropout=self.vblora_dropout,
+            **self.shared(model),
+        )
+
+    def learning_rate_scale(self, name: str) -> float:
+        """The choice of vectors learns faster than the vectors."""
+        return self.logits_rate if "vblora_logits" in name else 1.0
+
+    def _length(self, model: PreTrainedModel) -> int:
+        if self.vector_length != "auto":
+            return self.vector_length
+        common = math.gcd(*(n for m in linear_modules(model).values() for n in m.get_parameter("weight").shape))
+        return max(n for n in range(1, LONGEST + 1) if common % n == 0)
