@@ -1,6 +1,6 @@
 """Every method under a classification head, on two decoders and an encoder: it learns and comes back with plain PEFT.
 
-The encoder is a masked language model without a pooler: what is drawn anew beside the head must be trained and saved too.
+The encoder is a masked language model without a pooler: what is drawn anew beside the head is trained and saved too.
 """
 
 from pathlib import Path
