@@ -36,6 +36,8 @@ class Method:
     """How memory is estimated; what says nothing counts as training everything."""
     quantises: ClassVar[Literal[0, 4, 8]] = 0
     """Bits in which the base is stored; 0: not quantised."""
+    observes: ClassVar[bool] = False
+    """It starts from train rows of next tokens, which `observe` is shown."""
     adapts_experts: ClassVar[bool] = False
     """It can adapt the fused experts of a mixture, through an option `target_parameters`."""
     rewriting: ClassVar[tuple[str, ...]] = ()

@@ -128,8 +128,7 @@ def labels_in_order_of(labels: Labels, model: Model, config: PretrainedConfig) -
     if adapter is not None:
         raise TuneforgeError(
             "other-labels",
-            f"{adapter} was trained on the labels {', '.join(names)}, and these rows have "
-            f"{', '.join(labels.names)}",
+            f"{adapter} was trained on the labels {', '.join(names)}, and these rows have {', '.join(labels.names)}",
             path="model.adapter",
             fix="give data.labels=[...] of the adapter where the rows have fewer, or start a new adapter",
         )

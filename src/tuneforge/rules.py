@@ -258,10 +258,15 @@ def texts_to_classify_stay_whole(config: Config, tree: Mapping[str, Any]) -> Pro
 
 
 @rule
-def next_tokens_regularise_language_models(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """Replayed rows and `regularise.*` are losses on next tokens, which a classification head does not predict."""
+def next_tokens_are_for_language_models(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Replayed rows, `regularise.*` and starts from data are about next tokens; a classification head predicts none."""
     if not classifies(config):
         return None
+    if method_facts(tree["method"])["observes"]:
+        message = (
+            f"method={config.method.name} starts from rows of next tokens, and a classification head predicts none"
+        )
+        return Problem("no-next-tokens", message, "method", fix="use method=lora")
     given = {
         "data.replay.fraction": config.data.replay.fraction,
         "regularise.ewc": config.regularise.ewc,

@@ -22,8 +22,8 @@ TABLE = {
     "lokr": (5e-4, 5e-4, 2e-4, 5e-4),
     "adalora": (5e-4, 5e-4, 2e-4, 5e-4),
     "vera": (4e-3, 4e-3, 2e-3, 4e-3),
-    "eva": (5e-4, 5e-4, 2e-4, 5e-4),
-    "corda": (2e-5, 2e-5, 1e-5, 2e-5),
+    "eva": (5e-4, 5e-4, 2e-4),
+    "corda": (2e-5, 2e-5, 1e-5),
     "vblora": (1e-3, 1e-3, 5e-4, 1e-3),
     "bottleneck_adapter": (3e-4, 3e-4, 1e-4, 3e-4),
     "ia3": (3e-3, 3e-3, 1e-3, 3e-3),
@@ -59,7 +59,8 @@ def test_every_method_is_in_the_table():
 @pytest.mark.parametrize("method", TABLE)
 def test_a_methods_rates_are_these(method):
     objectives = [f"task_recipe.objective={o}" for o in ("sft", "pretrain", "continued")]
-    objectives.append("task_recipe=classification")
+    if len(TABLE[method]) > len(objectives):  # the others start from rows of next tokens, and are refused
+        objectives.append("task_recipe=classification")
     assert tuple(rate(f"method={method}", o, "optim=adamw") for o in objectives) == TABLE[method]
 
 

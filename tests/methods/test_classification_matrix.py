@@ -1,6 +1,6 @@
 """Every method under a classification head, on two decoders and an encoder: it learns and comes back with plain PEFT.
 
-The encoder is a masked language model without a pooler: what is drawn anew beside the head must be trained and saved.
+The encoder is a masked language model without a pooler: what is drawn anew beside the head is trained and saved too.
 """
 
 from pathlib import Path
@@ -32,7 +32,8 @@ pytestmark = [
 ]
 
 with front() as loader:
-    METHODS = groups(loader)["method"]
+    # Those that start from rows of next tokens are refused (tests/compose/test_rules.py).
+    METHODS = [m for m in groups(loader)["method"] if m not in ("eva", "corda")]
 CELLS = [(m, a) for m in METHODS for a in ("llama", "gpt2", "bert")]
 # What PEFT cannot do.
 CANNOT = {("loha", "gpt2"), ("lokr", "gpt2"), ("olora", "gpt2")}
@@ -103,8 +104,8 @@ def train(built, model, rate: float, steps: int = 50) -> list[float]:
 
 
 def test_the_matrix_covers_every_method():
-    assert len(METHODS) == 20
-    assert len(CELLS) == 60
+    assert len(METHODS) == 22
+    assert len(CELLS) == 66
 
 
 @pytest.mark.parametrize(("method", "architecture"), CELLS)

@@ -84,7 +84,7 @@ def test_a_classifier_is_measured_as_plain_peft_measures_it(command, model_folde
 
 def test_several_labels_a_text_are_learnt_and_measured(command, model_folders, tmp_path):
     rows = write(tmp_path / "rows.jsonl", several())
-    ran = command(*arguments(model_folders["llama"], rows), *SHORT)
+    ran = command(*arguments(model_folders["llama"], rows), *SHORT, "trainer.max_steps=30")
     assert ran.code == 0, ran.err + ran.out
     model, config = reloaded(ran, model_folders["llama"])
     assert config.problem_type == "multi_label_classification"
@@ -159,7 +159,7 @@ def test_an_effective_batch_is_one_mean_however_it_is_cut(command, model_folders
 
 
 @pytest.mark.parametrize(
-    ("rows", "extra", "says"),
+    "case",
     [
         ([*single(), {"text": "x", "label": " "}], [], "'label' is empty"),
         ([*single(), {"text": "x", "label": 1.5}], [], "'label' is a number, not text"),
@@ -173,7 +173,8 @@ def test_an_effective_batch_is_one_mean_however_it_is_cut(command, model_folders
         (single(), ["data.packing=true"], "a label is of one whole text"),
     ],
 )
-def test_rows_that_cannot_be_learnt_are_refused(refused, model_folders, tmp_path, rows, extra, says):
+def test_rows_that_cannot_be_learnt_are_refused(refused, model_folders, tmp_path, case):
+    rows, extra, says = case
     path = write(tmp_path / "rows.jsonl", rows)
     assert says in refused(*arguments(model_folders["llama"], path), *SHORT, f"output_root={tmp_path}", *extra)
 

@@ -19,6 +19,7 @@ from tuneforge.schema.types import PositiveInt
 class Corda(Lora):
     """LoRA over a base that part of has gone into the adapters; saved as plain LoRA on the original base."""
 
+    observes = True
     adapts_experts = False
     rewriting = ("corda",)
 

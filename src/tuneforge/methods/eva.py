@@ -27,6 +27,7 @@ MOST_PASSES = 100
 class Eva(Lora):
     """LoRA that starts from the data; base and saved adapter are as with plain LoRA."""
 
+    observes = True
     adapts_experts = False
 
     init_lora_weights: Literal["eva"] = "eva"  # type: ignore[assignment]

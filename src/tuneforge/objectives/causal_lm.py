@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from tuneforge import adapters
+from tuneforge.context import Context
 from tuneforge.data.batches import Batch
 from tuneforge.data.encode import IGNORE
 from tuneforge.models import load_model
@@ -34,7 +35,9 @@ class CausalLM(Objective):
         """Beside the model: what keeps the routers of a mixture balanced."""
         super().configure_model()
         if self._balance is None:
-            self._balance = RouterBalance.of(base_model(self.model), self.context.config.regularise.router_aux_loss_coef)
+            assert self.model is not None
+            coefficient = self.context.config.regularise.router_aux_loss_coef
+            self._balance = RouterBalance.of(base_model(self.model), coefficient)
 
     # ---- the loss
 
