@@ -1,6 +1,7 @@
 """The ends of a run: measuring before and after, restoring the best weights, exporting them."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.objectives.base import base_model
 from tuneforge.objectives.classification import Classification
+from tuneforge.sharding import Sharding
 
 
 @dataclass
@@ -64,10 +66,15 @@ def signal_received(trainer: pl.Trainer) -> int | None:
     return received
 
 
-def export(context: Context, module: Any) -> None:
+def export(context: Context, trainer: pl.Trainer, module: Any) -> None:
     """Write adapter or model, tokenizer and chat template as `from_pretrained` reads them."""
-    if context.machine.rank != 0:
-        return
+    strategy = trainer.strategy
+    with strategy.gathered(module.model) if isinstance(strategy, Sharding) else nullcontext():
+        if trainer.is_global_zero:
+            _write(context, module)
+
+
+def _write(context: Context, module: Any) -> None:
     is_adapter = not context.method.trains_base
     folder = context.folder.result(is_adapter)
     temporary = folder.with_name(f".{folder.name}.tmp")

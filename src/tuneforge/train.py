@@ -119,7 +119,7 @@ def _train(context: "Context", record: "Record", place: "Place") -> int:
 
     finish.restore_best(trainer, module)
     record.after = finish.measure(trainer, module, loaders)
-    finish.export(context, module)
+    finish.export(context, trainer, module)
     record.end(trainer)
     return EXIT_OK
 

@@ -10,6 +10,7 @@ import numpy as np
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.generation import generate
+from tuneforge.sharding import Sharding
 
 
 @dataclass
@@ -28,9 +29,10 @@ class SampleAnswers(pl.Callback):
         self.samples: list[Sample] = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Generate on the first process."""
+        """Generate on the first process; where each has a part of the weights, on all of them together."""
         context = pl_module.context
-        if trainer.state.fn != "validate" or not trainer.is_global_zero:
+        together = trainer.is_global_zero or isinstance(trainer.strategy, Sharding)
+        if trainer.state.fn != "validate" or not together:
             return
         if isinstance(context.eval_rows, LabelledRows):
             self.samples = _classified(pl_module, context.eval_rows, context.config.samples.num)

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from tuneforge import adapters
@@ -20,6 +21,7 @@ from tuneforge.compat import compile_layers, enable_checkpointing, is_4bit
 from tuneforge.context import Context
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.objectives.regularisers import Consolidation
+from tuneforge.sharding import Sharding
 from tuneforge.targets import make
 from tuneforge.vocabulary import make_room
 
@@ -87,6 +89,8 @@ class Objective(pl.LightningModule):
         context.method.on_start(model, context.settled.num_steps)
         if context.config.regularise.ewc:
             self._consolidation = Consolidation(context.config.regularise.ewc)
+        if isinstance(self.trainer.strategy, Sharding):
+            self.trainer.strategy.shard(model, trains_base=context.method.trains_base)
         self.model = model
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
         # and dropout are silently off (Lightning issue 20105).
@@ -175,7 +179,8 @@ class Objective(pl.LightningModule):
         unscale(self.trainer.precision_plugin, optimizer)
         limit = self.context.config.trainer.gradient_clip_val or float("inf")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit)
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After an optimizer step: what metrics.jsonl shows of it."""

@@ -1,0 +1,140 @@
+"""Fully sharded data parallel (arXiv 2304.11277): weights, gradients and optimizer states split over the devices."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tuneforge.machine import Machine
+from tuneforge.strategies.ddp import backend_of
+
+
+def fsdp(
+    machine: Machine, /, *, process_group_backend: Literal["auto", "nccl", "gloo"] = "auto", offload: bool = False
+) -> "Fsdp":
+    """FSDP2; with `offload`, a device's part waits in host memory, where the optimizer runs too."""
+    return Fsdp(machine, backend_of(machine, process_group_backend), offload)
+
+
+class Fsdp(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2, with trained weights alone in checkpoints, whole and readable by any strategy.
+
+    Lightning's own checkpoints bypass its CheckpointIO and hold the frozen base.
+    """
+
+    def __init__(self, machine: Machine, backend: str, offload: bool) -> None:
+        super().__init__(machine.world_size, 1, save_distributed_checkpoint=False, process_group_backend=backend)
+        self.offload = offload
+        self._sharded: nn.Module | None = None
+        self._accumulates_apart = False
+
+    # ---- splitting
+
+    def shard(self, model: nn.Module, *, trains_base: bool) -> None:
+        """Split each layer by itself, and the rest together: embeddings, the last norm, the head."""
+        mesh = self.device_mesh["data_parallel"]
+        policy = CPUOffloadPolicy() if self.offload else OffloadPolicy()
+        for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
+            fully_shard(layer, mesh=mesh, offload_policy=policy)
+        self._sharded = fully_shard(model, mesh=mesh, offload_policy=policy)
+        # Generation calls the model under PEFT's wrapper: embeddings and head must be gathered around it as well.
+        register_fsdp_forward_method(model, "generate")
+        # Unsynchronised gradients are whole on every device: nothing for adapters, twice the model for a full run.
+        self._accumulates_apart = not trains_base
+
+    def fill(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Copy this process's part of each weight."""
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if name in state:
+                    parameter.copy_(split(state[name].to(parameter.device), parameter))
+
+    @contextmanager
+    def gathered(self, model: nn.Module) -> Iterator[None]:
+        """Put whole weights, one after another, in the place of the trained parts; the parts come back afterwards."""
+        places = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False) if p.requires_grad]
+        made: dict[nn.Parameter, nn.Parameter] = {}
+        try:
+            for module, name, parameter in places:
+                if parameter not in made:  # tied weights are one parameter in two places
+                    full = whole(parameter)
+                    made[parameter] = nn.Parameter(full) if self.is_global_zero else parameter
+                module._parameters[name] = made[parameter]
+            yield
+        finally:
+            for module, name, parameter in places:
+                module._parameters[name] = parameter
+
+    def model_to_device(self) -> None:
+        """Where parts wait in host memory, buffers alone are moved."""
+        if not self.offload:
+            super().model_to_device()
+            return
+        assert self.model is not None
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self.root_device)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Between the micro-batches of a step, add up gradients without sending them."""
+        blocked = self._sharded is not None and self._accumulates_apart
+        if blocked:
+            self._sharded.set_requires_gradient_sync(False)  # type: ignore[union-attr,operator]
+        try:
+            yield
+        finally:
+            if blocked:
+                self._sharded.set_requires_gradient_sync(True)  # type: ignore[union-attr,operator]
+
+    # ---- checkpoints
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trained weights, whole, on the first process."""
+        assert self.lightning_module is not None
+        found = {n: whole(p) for n, p in self.lightning_module.named_parameters() if p.requires_grad}
+        return found if self.is_global_zero else {}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state as a single process would have it, on the first process."""
+        plain = getattr(optimizer, "optimizer", optimizer).state_dict()
+        plain["state"] = {i: {k: whole(v) for k, v in state.items()} for i, state in plain["state"].items()}
+        return plain if self.is_global_zero else {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """The first process has everything; it writes."""
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read by every process, which keeps its part of weights and optimizer states."""
+        checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=True)
+        assert self.lightning_module is not None
+        self.fill(self.lightning_module, checkpoint["state_dict"])
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {i: {k: split(v, parameters[i]) for k, v in own.items()} for i, own in saved["state"].items()}
+            optimizer.load_state_dict({**saved, "state": state})
+        return checkpoint
+
+
+def whole(value: Any) -> Any:
+    """A split tensor put together, in host memory; anything else as it is. Called by all processes."""
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def split(value: Any, like: Tensor) -> Any:
+    """This process's part of a tensor of a split parameter's shape; anything else as it is."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
