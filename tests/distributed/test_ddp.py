@@ -1,8 +1,15 @@
 """Two processes give what one gives."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
 from helpers import SHORT
+from tuneforge.artifacts import whole
+from tuneforge.artifacts.folder import read_json, read_metrics
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "eva"])
@@ -28,3 +35,39 @@ def test_two_processes_train_as_one(command, method):
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     evals = [[m["eval/loss"] for m in ran.metrics if "eval/loss" in m] for ran in (one, two)]
     assert evals[1] == pytest.approx(evals[0], rel=1e-5)
+
+
+STOPPED = (*SHORT, "samples.num=0", "trainer.max_steps=100", "trainer.val_check_interval=50", "batch.per_device=4")
+
+
+def test_two_processes_stop_at_the_same_step_and_go_on(command, tmp_path):
+    """SIGTERM to the parent alone, as a cluster sends it."""
+    folder = tmp_path / "run"
+    options = (*STOPPED, "strategy=ddp", "trainer.devices=2")
+    where = (f"hydra.run.dir={folder}", f"output_root={tmp_path / 'outputs'}")
+    child = subprocess.Popen([sys.executable, "-m", "tuneforge", *options, *where], stdout=subprocess.DEVNULL)
+    while child.poll() is None and len(read_metrics(folder / "metrics.jsonl")) < 3:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 143
+    record = read_json(folder / "run.json")
+    assert (record["status"], record["exit"]) == ("interrupted", 143)
+    newest, damaged = whole.newest(folder / "checkpoints")
+    assert newest is not None
+    assert not damaged
+    further = command(*options, f"trainer.max_steps={whole.step_of(newest) + 2}", f"resume={folder}")
+    assert further.code == 0, further.err
+    assert [m["step"] for m in read_metrics(folder / "metrics.jsonl") if "train/loss" in m] == list(
+        range(1, whole.step_of(newest) + 3)
+    )
+
+
+def test_a_save_that_fails_in_the_first_process_ends_both(command, tmp_path):
+    """A file stands where checkpoints should be."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("")
+    options = (*STOPPED, "trainer.val_check_interval=2", "strategy=ddp", "trainer.devices=2")
+    ran = command(*options, folder=tmp_path / "run")
+    assert ran.code == 2, ran.err
+    assert ran.err.count("could not be written: Not a directory") == 1
+    assert ran.record["exit"] == 2

@@ -113,7 +113,7 @@ def test_what_does_not_read_back_is_never_renamed(tmp_path, monkeypatch):
             path.write_bytes(path.read_bytes()[:-1] + b"?")
 
     monkeypatch.setattr(whole, "_forget", losing)
-    with pytest.raises(TuneforgeError, match=r"read back after writing, state\.pt is not what was written"):
+    with pytest.raises(TuneforgeError, match="read back after writing, state"):
         save(tmp_path, 2)
     assert whole.found(tmp_path) == [good]
 

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from tuneforge.artifacts.room import check_room, sizes
+from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.compat import is_4bit
-from tuneforge.console import say, warn
+from tuneforge.console import is_main_process, say, warn
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.errors import TuneforgeError
+
+CONSOLIDATION_BYTES = 8
+"""`regularise.ewc` keeps a weight's start and importance, two fp32 numbers."""
 
 
 def check_labels(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, train_on: str) -> None:
@@ -66,18 +71,21 @@ def _ends_in(document: Document, special: set[int]) -> bool:
 
 
 class StartChecks(pl.Callback):
-    """Once, on the loaded model: documents in one packed row do not see each other."""
+    """Once, on the loaded model: its checkpoints fit on the disk, documents in a packed row do not see each other."""
 
     def __init__(self) -> None:
+        self.room_checked = False
         self.done = False
         self.batch_checked = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Before the first evaluation."""
+        self._room(trainer, pl_module)
         self._run(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Before training where no evaluation came first (a resumed run), and that train mode is really on."""
+        self._room(trainer, pl_module)
         self._run(pl_module)
         asleep = [n for n, m in pl_module.model.named_modules() if not m.training]
         assert not asleep, (
@@ -90,6 +98,25 @@ class StartChecks(pl.Callback):
             self.batch_checked = True
             labelled = isinstance(pl_module.context.train_rows, LabelledRows)
             (check_labelled_batch if labelled else check_batch)(batch)
+
+    def _room(self, trainer: pl.Trainer, module: Any) -> None:
+        """On the first process, which writes."""
+        if self.room_checked or not is_main_process():
+            return
+        self.room_checked = True
+        context = module.context
+        kept = [c for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
+        state_bytes = context.config.optim.state_bytes
+        if context.config.regularise.ewc:
+            state_bytes += CONSOLIDATION_BYTES
+        exported = module.model if context.method.trains_base else None
+        stored = getattr(torch, context.settled.base_dtype).itemsize
+        check_room(
+            context.folder.checkpoints,
+            sizes(module.model, state_bytes, exported, stored),
+            sum(c.keep_best + c.keep_last for c in kept),
+            copied=any(c.background.asynchronous for c in kept),
+        )
 
     def _run(self, module: Any) -> None:
         if self.done or not module.context.config.data.packing:

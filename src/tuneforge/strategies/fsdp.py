@@ -8,7 +8,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -33,7 +39,7 @@ class Fsdp(ModelParallelStrategy):
     def __init__(self, machine: Machine, backend: str, offload: bool) -> None:
         super().__init__(machine.world_size, 1, save_distributed_checkpoint=False, process_group_backend=backend)
         self.offload = offload
-        self._sharded: nn.Module | None = None
+        self._sharded: FSDPModule | None = None
         self._accumulates_apart = False
 
     # ---- splitting
@@ -86,14 +92,14 @@ class Fsdp(ModelParallelStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Between the micro-batches of a step, add up gradients without sending them."""
-        blocked = self._sharded is not None and self._accumulates_apart
-        if blocked:
-            self._sharded.set_requires_gradient_sync(False)  # type: ignore[union-attr,operator]
+        blocked = self._sharded if self._accumulates_apart else None
+        if blocked is not None:
+            blocked.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            if blocked:
-                self._sharded.set_requires_gradient_sync(True)  # type: ignore[union-attr,operator]
+            if blocked is not None:
+                blocked.set_requires_gradient_sync(True)
 
     # ---- checkpoints
 

@@ -1,0 +1,131 @@
+"""SIGKILL at any moment: the run that goes on is the uninterrupted one to the bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from helpers import SHORT, shown
+from tuneforge.artifacts import whole
+from tuneforge.artifacts.folder import read_json, read_metrics
+
+STEPS = (
+    *SHORT,
+    "samples.num=0",
+    "trainer.max_steps=8",
+    "trainer.val_check_interval=2",
+    "optim.lr=2e-3",
+    "batch.per_device=8",
+    "resume=auto",
+)
+
+
+def start(folder: Path, *options: str, **environment: str) -> "subprocess.Popen[bytes]":
+    """The command in a process of its own, in `folder` whatever becomes of it."""
+    where = (f"hydra.run.dir={folder}", f"output_root={folder.parent / 'outputs'}")
+    command = [sys.executable, "-m", "tuneforge", *options, *where]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
+
+
+def kill_at(child: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """SIGKILL to it and to all that it started."""
+    until = time.monotonic() + seconds
+    while child.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    family = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
+    child.kill()
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family)
+    child.wait()
+
+
+def weights(folder: Path) -> bytes:
+    """What the run exports."""
+    (file,) = [*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors")]
+    return file.read_bytes()
+
+
+def test_a_kill_in_the_middle_of_a_save_and_one_with_a_foreign_tmpdir(command, tmp_path):
+    """All weights are trained: their checkpoints take long enough to be caught half written."""
+    options = (*STEPS, "method=full")
+    reference = command(*options)
+    assert reference.code == 0, reference.err
+    folder = tmp_path / "killed"
+    foreign = {"TMPDIR": "/dev/shm"} if os.path.ismount("/dev/shm") else {}
+    child = start(folder, *options, **foreign)
+    # The second save: a good checkpoint is there, and half of another.
+    while child.poll() is None and not (list(folder.glob("checkpoints/step-*")) and half_written(folder)):
+        time.sleep(0.001)
+    kill_at(child, 0)
+    (left,) = half_written(folder)
+    assert whole.damage(left)
+    child = start(folder, *options, **foreign)
+    while child.poll() is None and not (folder / "checkpoints" / "step-00000006").exists():
+        time.sleep(0.005)
+    kill_at(child, 0.05)
+    assert shown(command(*options, folder=folder).metrics) == shown(reference.metrics)
+    assert weights(folder) == weights(reference.folder)
+    assert not half_written(folder)
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Checkpoints without a name."""
+    return list(folder.glob("checkpoints/.step-*.tmp"))
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run came to its end; resume=auto would not go on with it."""
+    record = folder / "run.json"
+    return record.is_file() and read_json(record)["status"] == "done"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(4))
+def test_five_kills_at_random_moments_of_one_run(command, tmp_path, seed):
+    """From its imports to its export; up to twenty in all."""
+    options = (*STEPS, "trainer.max_steps=40", "trainer.val_check_interval=4")
+    reference, folder = command(*options), tmp_path / "killed"
+    started = time.monotonic()
+    assert start(tmp_path / "timed", *options).wait() == 0
+    whole_run, moments = time.monotonic() - started, random.Random(seed)
+    for _ in range(5):
+        kill_at(start(folder, *options), moments.uniform(0.4, 0.95) * whole_run)
+        if is_done(folder):
+            break
+    if not is_done(folder):
+        assert command(*options, folder=folder).code == 0
+    assert shown(read_metrics(folder / "metrics.jsonl")) == shown(reference.metrics)
+    assert weights(folder) == weights(reference.folder)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_two_processes_killed_three_times(command, tmp_path):
+    """Twice all of them, once the parent alone: then the others save and end, and train on for nobody."""
+    options = (*STEPS, "trainer.max_steps=20", "batch.per_device=4", "strategy=ddp", "trainer.devices=2")
+    reference, folder = command(*options), tmp_path / "killed"
+    assert reference.code == 0, reference.err
+    for at, alone in ((4, False), (8, True), (14, False)):
+        child = start(folder, *options)
+        while child.poll() is None and not any(whole.step_of(c) >= at for c in whole.found(folder / "checkpoints")):
+            time.sleep(0.01)
+        family = psutil.Process(child.pid).children(recursive=True)
+        assert len(family) >= 3
+        if alone:
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            assert psutil.wait_procs(family, timeout=60)[1] == []
+        else:
+            kill_at(child, 0.1)
+    resumed = command(*options, folder=folder)
+    assert resumed.code == 0, resumed.err
+    assert shown(resumed.metrics) == shown(reference.metrics)
+    assert weights(folder) == weights(reference.folder)
