@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import TargetedMethod, fused_experts, linear_modules
+from tuneforge.methods.base import TargetedMethod, fused_experts, linear_modules, linear_shape
 from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
 from tuneforge.vocabulary import added_tokens
 
@@ -138,11 +138,10 @@ class Lora(TargetedMethod):
         names = linear_modules(model)
         if wanted != "all-linear" and not isinstance(wanted, str):
             names = {n: m for n, m in names.items() if n.rpartition(".")[2] in wanted}
-        weights: dict[str, torch.Tensor] = {n: m.get_parameter("weight") for n, m in names.items()}
+        widths = {n: min(linear_shape(m)) for n, m in names.items()}
         ends = tuple(f".{t}" for t in self._experts(model))
-        weights |= {n: model.get_parameter(n) for n in fused_experts(model) if f".{n}".endswith(ends)}
-        # Quantised weights are packed: their shape says nothing. Experts are stacked in the first dimension.
-        widths = {n: min(w.shape[-2:]) for n, w in weights.items() if w.dtype.is_floating_point}
+        experts = [n for n in fused_experts(model) if f".{n}".endswith(ends)]
+        widths |= {n: min(model.get_parameter(n).shape[1:]) for n in experts}
         narrow = [(n, width) for n, width in widths.items() if width < self.r]
         if narrow:
             raise TuneforgeError(
