@@ -121,13 +121,26 @@ def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, An
 
 
 @rule
+def a_method_works_on_split_weights(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """AdaLoRA's importance scores and VB-LoRA's vectors, which all layers share, cannot be split over devices."""
+    if tree["strategy"]["_target_"] not in SPLITTING_STRATEGIES or method_facts(tree["method"])["splits"]:
+        return None
+    return Problem(
+        "method-cannot-split",
+        f"splits every weight over the devices, and method={config.method.name} fails on parts of weights",
+        "strategy",
+        fix="use strategy=ddp, or method=lora",
+    )
+
+
+@rule
 def split_weights_have_an_optimizer_that_splits(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """Where weights are split over devices, the optimizer must work on parts; bitsandbytes' and Adafactor do not."""
     if tree["strategy"]["_target_"] not in SPLITTING_STRATEGIES or tree["optim"]["_target_"] in SPLITTING_OPTIMIZERS:
         return None
     return Problem(
         "optimizer-cannot-split",
-        f"{tree['optim']['_target_']} fails on the parts of weights that strategy={config.strategy.name} leaves a device",
+        f"{tree['optim']['_target_']} fails on parts of weights, and strategy={config.strategy.name} splits them all",
         "optim",
         fix="use optim=adamw: split over the devices, its states are as small as an 8-bit one's on one",
     )

@@ -18,6 +18,8 @@ from tuneforge.methods.base import TargetedMethod, fused_experts, linear_modules
 from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
 from tuneforge.vocabulary import added_tokens
 
+PLAIN = ("default", "gaussian", "orthogonal")
+"""Starts of adapters that do not depend on the base's weights."""
 INITIAL = "tuneforge_initial"
 """Where a model with a rewritten base keeps the adapter that it started from."""
 
@@ -110,6 +112,11 @@ class Lora(TargetedMethod):
     def rewrites_base(self) -> bool:
         """Whether the base without the adapter is no longer the model that was loaded."""
         return self.init_lora_weights in self.rewriting
+
+    @property
+    def reads_base(self) -> bool:
+        """For DoRA's magnitudes, starts from the base's directions, and copies of whole modules."""
+        return self.use_dora or self.init_lora_weights not in PLAIN or bool(self.modules_to_save)
 
     def learning_rate_scale(self, name: str) -> float:
         """LoRA+: B matrices learn faster."""
