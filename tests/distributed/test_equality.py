@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+import grid
 import pytest
 
-import grid
 from tuneforge import rules
 
 # Each method family and each strategy at least once; the whole grid is the soak's.
