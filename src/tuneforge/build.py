@@ -38,7 +38,7 @@ from tuneforge.models import (
 )
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
-from tuneforge.settle import Costs, settle
+from tuneforge.settle import Costs, fits_whole, settle
 from tuneforge.targets import make
 from tuneforge.vocabulary import add_tokens
 
@@ -76,7 +76,10 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     general = tuple(_general(config, tokenizer, max_length))
     num_classes = len(classes.names) if classes else 0
     auto = not isinstance(config.batch.per_device, int)
-    costs = estimable(architecture.to_dict(), tree["method"], num_classes) if auto else None
+    costs = estimable(architecture.to_dict(), tree, num_classes) if auto else None
+    if config.strategy.name == "auto" and machine.world_size > 1 and costs is not None:
+        holds_all = fits_whole(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
+        machine, costs = _spread(machine, tree, costs, holds_all)
     settled = settle(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
     return Context(
         config,
@@ -163,7 +166,16 @@ def _refuse_what_cannot_work(
         raise TuneforgeError.of(found)
 
 
-def estimable(architecture: dict[str, Any], method: dict[str, Any], num_classes: int) -> Costs:
+def _spread(machine: Machine, tree: dict[str, Any], costs: Costs, holds_all: bool) -> tuple[Machine, Costs]:
+    """What strategy=auto makes of several devices: copies where each holds everything, else parts of the weights."""
+    if holds_all or not rules.may_split(tree):
+        say(f"strategy=auto: ddp, {'the model fits on a device' if holds_all else 'the weights cannot be split here'}")
+        return machine, costs
+    say("strategy=auto: fsdp, the model does not fit on a device")
+    return dataclasses.replace(machine, holds_all=False), dataclasses.replace(costs, splits=True)
+
+
+def estimable(architecture: dict[str, Any], tree: dict[str, Any], num_classes: int) -> Costs:
     """What the memory estimate needs; `num_classes` is 0 for a language model.
 
     Raises:
@@ -171,7 +183,9 @@ def estimable(architecture: dict[str, Any], method: dict[str, Any], num_classes:
     """
     try:
         shape = ModelShape.from_hf_config(architecture).with_classes(num_classes)
-        return Costs(shape, Trainable.of_method(method))
+        splits = tree["strategy"]["_target_"] in rules.SPLITTING_STRATEGIES
+        trainable = Trainable.of_method(tree["method"])
+        return Costs(shape, trainable, splits, splits and bool(tree["strategy"].get("offload")))
     except TuneforgeError as error:
         raise TuneforgeError(
             "no-memory-estimate",

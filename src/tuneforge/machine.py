@@ -28,6 +28,8 @@ class Machine:
     rank: int = 0
     capability: float | None = None
     """NVIDIA's feature level; None for other devices."""
+    holds_all: bool = True
+    """The device has the memory for a copy of everything that the run needs."""
 
     @property
     def kind(self) -> str:

@@ -17,13 +17,22 @@ from tuneforge.targets import why_borrowed, why_untrusted
 Rule = Callable[[Config, Mapping[str, Any]], Problem | None]
 _RULES: list[Rule] = []
 
-QUANTISED_STRATEGIES = ("auto", "single", "ddp", "fsdp", "fsdp_offload")
-"""Strategies under which a quantised base gives the losses of a single process (tests/distributed)."""
+COPYING_STRATEGIES = ("auto", "single", "ddp")
+QUANTISED_STRATEGIES = {4: (*COPYING_STRATEGIES, "fsdp", "fsdp_offload"), 8: COPYING_STRATEGIES}
+"""Bits of a quantised base -> strategies under which it gives the losses of one process (tests/distributed). The
+scales of 8-bit weights do not survive their being split."""
 
 SPLITTING_STRATEGIES = frozenset({"tuneforge.strategies.fsdp.fsdp"})
 """Targets of strategies that give each device a part of every weight."""
 SPLITTING_OPTIMIZERS = frozenset({"tuneforge.optim.adamw", "tuneforge.optim.muon"})
 """Optimizers that take such parts (tests/distributed tries the others)."""
+
+
+def may_split(tree: Mapping[str, Any]) -> bool:
+    """Whether the method and the optimizer work on parts of weights."""
+    facts = method_facts(tree["method"])
+    return facts["splits"] and facts["quantises"] != 8 and tree["optim"]["_target_"] in SPLITTING_OPTIMIZERS
+
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Keys of a mixture's config.json that count its experts."""
@@ -108,15 +117,16 @@ def a_continued_adapter_has_its_method(config: Config, tree: Mapping[str, Any]) 
 
 @rule
 def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """A 4-bit base runs only under strategies with a proven equal loss: some repack or shard it wrongly in silence."""
-    if not method_facts(tree["method"])["quantises"] or config.strategy.name in QUANTISED_STRATEGIES:
+    """A quantised base runs only under strategies with a proven equal loss: some repack or split it wrongly in silence."""
+    bits = method_facts(tree["method"])["quantises"]
+    if not bits or config.strategy.name in QUANTISED_STRATEGIES[bits]:
         return None
     return Problem(
         "quantised-strategy",
         f"method={config.method.name} quantises the base, and strategy={config.strategy.name} has no proof of equal "
         "losses with one",
         "strategy",
-        fix=f"use strategy={' or '.join(QUANTISED_STRATEGIES)}, or method=lora",
+        fix=f"use strategy={' or '.join(QUANTISED_STRATEGIES[bits])}, or method=lora",
     )
 
 

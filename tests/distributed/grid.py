@@ -71,7 +71,8 @@ def run(cases: list[tuple[str, str]], devices: int, folder: Path) -> None:
 
 def series(folder: Path, method: str, strategy: str) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of a finished case."""
-    lines = [json.loads(x) for x in (folder / f"{method}-{strategy}" / "metrics.jsonl").read_text().splitlines()]
+    path = folder / f"{method}-{strategy}" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     steps = [m for m in lines if "train/loss" in m]
     return [m["train/loss"] for m in steps], [m["train/grad_norm"] for m in steps]
 

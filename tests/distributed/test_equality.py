@@ -68,6 +68,7 @@ def test_the_page_has_every_pair_and_its_refusals_are_the_rules():
     [
         ("a_method_works_on_split_weights", "adalora", ()),
         ("a_method_works_on_split_weights", "vblora", ()),
+        ("a_quantised_base_has_a_proven_strategy", "qlora_8bit", ()),
         ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=adafactor",)),
         ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=lion",)),
         ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=adamw_8bit",)),

@@ -23,7 +23,7 @@ def run(request: Request) -> int:
     import_bitsandbytes()
     from tuneforge.lr_find import find
 
-    typed = [o for o in request.overrides if not o.startswith(("optim.lr=", "hydra."))]
+    typed = [o for o in request.overrides if not o.startswith(("optim.lr=", "lr_find.", "hydra."))]
 
     def again(rate: float) -> str:
         return shlex.join(["python", "-m", "tuneforge", *typed, f"optim.lr={rate:g}"])
