@@ -117,7 +117,7 @@ def a_continued_adapter_has_its_method(config: Config, tree: Mapping[str, Any]) 
 
 @rule
 def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """A quantised base runs only under strategies with a proven equal loss: some repack or split it wrongly in silence."""
+    """A quantised base runs only under strategies with a proven equal loss: some repack or split it in silence."""
     bits = method_facts(tree["method"])["quantises"]
     if not bits or config.strategy.name in QUANTISED_STRATEGIES[bits]:
         return None
