@@ -23,5 +23,10 @@ class Sharding(Protocol):
             rows: (name, first, last + 1) -> those rows of the weight.
         """
 
-    def gathered(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Within, the first process has the trained weights whole, in host memory, so that they can be saved."""
+    def gathered(self, model: nn.Module, *, everything: bool) -> AbstractContextManager[Any]:
+        """Within, the first process has weights whole, in host memory, so that they can be saved.
+
+        Args:
+            model: the split model.
+            everything: not the trained weights alone.
+        """

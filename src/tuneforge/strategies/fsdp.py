@@ -76,21 +76,24 @@ class Fsdp(ModelParallelStrategy):
 
     def fill(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Copy this process's part of each weight."""
+        in_parts(module)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 if name in state:
                     parameter.copy_(split(state[name].to(parameter.device), parameter))
 
     @contextmanager
-    def gathered(self, model: nn.Module) -> Iterator[None]:
-        """Put whole weights, one after another, in the place of the trained parts; the parts come back afterwards."""
-        places = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False) if p.requires_grad]
+    def gathered(self, model: nn.Module, *, everything: bool) -> Iterator[None]:
+        """Put whole weights, one after another, in the place of the parts, which come back afterwards."""
+        in_parts(model)
+        every = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False)]
+        places = [(m, n, p) for m, n, p in every if everything or p.requires_grad]
         made: dict[nn.Parameter, nn.Parameter] = {}
         try:
             for module, name, parameter in places:
                 if parameter not in made:  # tied weights are one parameter in two places
                     full = whole(parameter)
-                    made[parameter] = nn.Parameter(full) if self.is_global_zero else parameter
+                    made[parameter] = nn.Parameter(full, parameter.requires_grad) if self.is_global_zero else parameter
                 module._parameters[name] = made[parameter]
             yield
         finally:
@@ -124,6 +127,7 @@ class Fsdp(ModelParallelStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The trained weights, whole, on the first process."""
         assert self.lightning_module is not None
+        in_parts(self.lightning_module)
         found = {n: whole(p) for n, p in self.lightning_module.named_parameters() if p.requires_grad}
         return found if self.is_global_zero else {}
 
@@ -148,6 +152,13 @@ class Fsdp(ModelParallelStrategy):
             state = {i: {k: split(v, parameters[i]) for k, v in own.items()} for i, own in saved["state"].items()}
             optimizer.load_state_dict({**saved, "state": state})
         return checkpoint
+
+
+def in_parts(model: nn.Module) -> None:
+    """Let go of what is gathered: after an evaluation the outermost weights still are, and are not what is trained."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(value: Any) -> Any:
