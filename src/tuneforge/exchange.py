@@ -15,7 +15,7 @@ from typing import Any, Self
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from tuneforge.errors import LostError, TuneforgeError
-from tuneforge.world import AGENT_STORE, World
+from tuneforge.world import AGENT_STORE, World, restarts
 
 LISTENING = "TUNEFORGE_LISTENING"
 """Our own launcher's listening socket, a file descriptor that the first process inherits."""
@@ -37,22 +37,27 @@ class Exchange:
             TuneforgeError: the first process cannot be reached.
         """
         self.world = world
-        self._serves = world.rank == 0 and os.environ.get(AGENT_STORE) != "True"
-        descriptor = os.environ.pop(LISTENING, None)
-        try:
-            self._tcp = TCPStore(
-                world.address,
-                world.port,
-                is_master=self._serves,
-                timeout=MEETING,
-                wait_for_workers=False,
-                multi_tenant=self._serves,
-                master_listen_fd=int(descriptor) if descriptor and self._serves else None,
-            )
-        except DistError as error:
-            raise _unreachable(world, error) from error
-        self._store = PrefixStore("tuneforge", self._tcp)
+        of_agent = os.environ.get(AGENT_STORE) == "True"
+        self._serves = world.rank == 0 and not of_agent
+        self._store = PrefixStore("tuneforge", _tcp_store(world, world.port, serves=self._serves))
+        if of_agent and restarts():
+            self._move()
         self._store.set_timeout(WORKING)
+
+    def _move(self) -> None:
+        """To a store of the first process, for the process group too: the agent's keeps what processes that are gone
+        said in it, their addresses among it.
+        """
+        self._serves = self.world.rank == 0
+        name = f"port/{restarts()}"
+        if self._serves:
+            store = _tcp_store(self.world, 0, serves=True)
+            self._store.set(name, str(store.port))
+        else:
+            store = _tcp_store(self.world, int(self._store.get(name)), serves=False)
+        os.environ[AGENT_STORE] = "False"
+        os.environ["MASTER_PORT"] = str(store.port)
+        self._store = PrefixStore("tuneforge", store)
 
     def from_first(self, name: str, value: Any = None) -> Any:
         """What the first process gives, in all of them.
@@ -112,10 +117,22 @@ class Exchange:
             return
 
 
-def _unreachable(world: World, error: Exception) -> TuneforgeError:
-    return TuneforgeError(
-        "process-lost",
-        f"process {world.rank} of {world.size} on {socket.gethostname()} does not reach the first one at "
-        f"{world.address}:{world.port}: {str(error).splitlines()[0]}",
-        fix="see that every machine resolves that name and may connect, or set MASTER_ADDR and MASTER_PORT",
-    )
+def _tcp_store(world: World, port: int, *, serves: bool) -> TCPStore:
+    descriptor = os.environ.pop(LISTENING, None)
+    try:
+        return TCPStore(
+            world.address,
+            port,
+            is_master=serves,
+            timeout=MEETING,
+            wait_for_workers=False,
+            multi_tenant=serves,
+            master_listen_fd=int(descriptor) if descriptor else None,
+        )
+    except DistError as error:
+        raise TuneforgeError(
+            "process-lost",
+            f"process {world.rank} of {world.size} on {socket.gethostname()} does not reach the first one at "
+            f"{world.address}:{port}: {str(error).splitlines()[0]}",
+            fix="see that every machine resolves that name and may connect, or set MASTER_ADDR and MASTER_PORT",
+        ) from error
