@@ -71,9 +71,17 @@ def srun(options, *, tmp_path, script=("-m", "tuneforge"), second=None) -> list[
     port, children = free_port(), []
     for rank in range(2):
         slurm = {
-            **{"JOB_ID": "4711", "STEP_ID": "0", "NTASKS": "2", "STEP_NUM_TASKS": "2", "JOB_NAME": "tune"},
-            **{"PROCID": str(rank), "LOCALID": "0", "NODEID": str(rank), "NNODES": "2"},
-            **{"STEP_TASKS_PER_NODE": "1(x2)", "STEP_NODELIST": "127.0.0.1,127.0.0.2"},
+            "JOB_ID": "4711",
+            "STEP_ID": "0",
+            "NTASKS": "2",
+            "STEP_NUM_TASKS": "2",
+            "JOB_NAME": "tune",
+            "PROCID": str(rank),
+            "LOCALID": "0",
+            "NODEID": str(rank),
+            "NNODES": "2",
+            "STEP_TASKS_PER_NODE": "1(x2)",
+            "STEP_NODELIST": "127.0.0.1,127.0.0.2",
         }
         variables = {f"SLURM_{k}": v for k, v in slurm.items()} | {"MASTER_PORT": str(port)}
         command = [sys.executable, *script, *options]
@@ -87,7 +95,7 @@ def srun(options, *, tmp_path, script=("-m", "tuneforge"), second=None) -> list[
                 text=True,
             )
         )
-    said = [child.communicate(timeout=120) for child in children]
+    said = [child.communicate(timeout=280) for child in children]
     return [Ended(c.returncode, out, err) for c, (out, err) in zip(children, said, strict=True)]
 
 
@@ -179,7 +187,7 @@ def test_machines_must_have_the_same_rows_and_see_the_folder(tmp_path):
     assert [p.name for p in disks[0].iterdir()] == ["rows.jsonl"]
 
 
-@pytest.mark.parametrize("kind", ["killed", "raised"])
+@pytest.mark.parametrize("kind", ["raised", "killed"])
 def test_a_process_that_fails_ends_all_and_is_named(tmp_path, kind):
     where = (f"output_root={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
     script = ["-c", ACCIDENT, str(tmp_path / "marker"), kind, "3"]
