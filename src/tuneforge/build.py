@@ -1,9 +1,12 @@
 """A checked config into objects: tokenizer, rows of tokens, settled numbers, trainer."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +15,7 @@ from tuneforge import adapters, rules
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
 from tuneforge.artifacts.folder import RunFolder
 from tuneforge.artifacts.loggers import MetricsFile
+from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.last_evaluation import LastEvaluation
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
@@ -280,6 +284,7 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
         default_root_dir=context.folder.root,
         accelerator="gpu" if context.machine.kind == "cuda" else context.machine.kind,
         devices=_devices(context.machine),
+        num_nodes=context.machine.num_nodes,
         strategy=make(context.tree["strategy"], context.machine),
         precision=settled.precision,  # type: ignore[arg-type]
         max_epochs=1,
@@ -297,14 +302,25 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
         inference_mode=False,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=_plugins(callbacks, context.machine),
     )
 
 
+def _plugins(callbacks: Sequence[Callback], machine: Machine) -> list[Any]:
+    """What writes checkpoints, and who the processes are.
+
+    Whoever started them, `World` has put torchrun's variables into the environment. Left to itself, Lightning would
+    take over signals under SLURM, and requeue jobs with checkpoints of its own.
+    """
+    background = next((c.background for c in callbacks if isinstance(c, Checkpoints)), None)
+    environment = TorchElasticEnvironment() if machine.world_size > 1 else LightningEnvironment()
+    return [AtomicCheckpointIO(background), environment]
+
+
 def _devices(machine: Machine) -> int | list[int]:
-    """Lightning's word for this process's device: the count where there are several, else which one."""
+    """Lightning's word for a machine's devices: the count where there are several processes, else which one."""
     if machine.world_size > 1 or machine.kind != "cuda":
-        return machine.world_size
+        return machine.world_size // machine.num_nodes
     return [machine.device.index]
 
 

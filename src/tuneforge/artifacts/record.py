@@ -21,7 +21,7 @@ from tuneforge.artifacts.report import write_report
 from tuneforge.build import facts
 from tuneforge.callbacks.signals import requeued
 from tuneforge.compose import Composed
-from tuneforge.console import is_main_process, say
+from tuneforge.console import say
 from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.data.source import Source
@@ -32,6 +32,7 @@ from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import efficiency, flops_per_token
 from tuneforge.resume import identity
 from tuneforge.versions import versions
+from tuneforge.world import is_main_process
 
 _SECRET_KEY = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b")
