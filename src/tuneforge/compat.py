@@ -1,5 +1,7 @@
 """Every work-around for a library under us, each with the release at which it can go."""
 
+import logging
+import os
 import sys
 from typing import Any
 
@@ -29,6 +31,29 @@ def import_bitsandbytes() -> None:
             del sys.modules["kernels"]
         else:
             sys.modules["kernels"] = hidden
+
+
+def import_deepspeed(kind: str) -> None:
+    """Import DeepSpeed for a kind of device (cuda or cpu), without what it would build or say.
+
+    On a CPU it compiles a collective of its own at first use (DeepSpeed 0.19, comm/torch.py), for 36 s and with a
+    compiler, Python's headers and ninja; gloo has it. It goes when that becomes opt-in.
+
+    Raises:
+        TuneforgeError: it is not installed, or cannot be imported.
+    """
+    os.environ["DS_ACCELERATOR"] = kind
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise TuneforgeError(
+            "no-deepspeed",
+            f"needs DeepSpeed, which cannot be imported: {error}",
+            path="strategy",
+            fix="pip install 'tuneforge[deepspeed]', or use strategy=fsdp",
+        ) from error
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.ERROR)
 
 
 def enable_checkpointing(model: Any, selective: bool = False) -> None:

@@ -3,7 +3,8 @@
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -15,3 +16,17 @@ class Sharding(Protocol):
 
     def gathered(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Within, the first process has the trained weights whole, in host memory, so that they can be saved."""
+
+
+@runtime_checkable
+class ClippingInStep(Protocol):
+    """A strategy that clips gradients within the optimizer step, to the trainer's `gradient_clip_val`."""
+
+    def norm_of_step(self) -> Tensor:
+        """Norm of the last step's gradients over all devices, before they were clipped; shape []."""
+
+
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a whole parameter; that of the placeholder which DeepSpeed's ZeRO-3 leaves is [0]."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape

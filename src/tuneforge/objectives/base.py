@@ -21,7 +21,7 @@ from tuneforge.compat import compile_layers, enable_checkpointing, is_4bit
 from tuneforge.context import Context
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.objectives.regularisers import Consolidation
-from tuneforge.sharding import Sharding
+from tuneforge.sharding import ClippingInStep, Sharding
 from tuneforge.targets import make
 from tuneforge.vocabulary import make_room
 
@@ -176,6 +176,8 @@ class Objective(pl.LightningModule):
     ) -> None:
         """Clip to the config's norm, and keep the norm for the log; 0 only measures."""
         self._rate = float(optimizer.param_groups[0]["lr"])
+        if isinstance(self.trainer.strategy, ClippingInStep):
+            return
         unscale(self.trainer.precision_plugin, optimizer)
         limit = self.context.config.trainer.gradient_clip_val or float("inf")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -187,6 +189,8 @@ class Objective(pl.LightningModule):
         self._step_seconds += time.perf_counter() - self._started
         if (batch_idx + 1) % self.context.settled.accumulate:
             return
+        if isinstance(self.trainer.strategy, ClippingInStep):
+            self._grad_norm = self.trainer.strategy.norm_of_step()
         assert self._step_loss is not None
         assert self._grad_norm is not None
         self.context.method.on_step_end(self.model, self.trainer.global_step)
