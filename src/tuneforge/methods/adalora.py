@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import AdaLoraConfig
@@ -22,6 +22,8 @@ FEWEST_STEPS = 5
 @dataclass(frozen=True, kw_only=True)
 class AdaLora(TargetedMethod):
     """Starts every module at rank `init_r` and prunes to `r` on average."""
+
+    reads_gradients: ClassVar[bool] = True
 
     r: PositiveInt = 8
     """Mean rank at the end."""

@@ -16,10 +16,8 @@ from torch.optim import Optimizer
 from tuneforge.compat import import_deepspeed
 from tuneforge.errors import TuneforgeError
 from tuneforge.machine import Machine
+from tuneforge.rules import ZERO_PRECISIONS, zero_precision
 from tuneforge.strategies.ddp import backend_of
-
-PRECISIONS = ("32-true", "bf16-mixed")
-"""What trains here: weights stay fp32 between steps, and products are in bf16 at most."""
 
 
 def deepspeed(
@@ -62,13 +60,9 @@ class Zero(DDPStrategy):
         """Connect the processes."""
         import deepspeed
 
-        if self.precision_plugin.precision not in PRECISIONS:
-            raise TuneforgeError(
-                "zero-precision",
-                f"is {self.precision_plugin.precision}, and DeepSpeed trains in {' or '.join(PRECISIONS)} here",
-                path="trainer.precision",
-                fix="use strategy=ddp or fsdp, or trainer.precision=32-true",
-            )
+        module: Any = self.lightning_module
+        if self.precision_plugin.precision not in ZERO_PRECISIONS:
+            raise TuneforgeError.of([zero_precision(module.context.config, str(self.precision_plugin.precision))])
         super().setup_environment()
         deepspeed.init_distributed(self.process_group_backend, verbose=False)
 
@@ -301,7 +295,11 @@ class SplitZero(Zero):
 
     @contextmanager
     def gathered(self, model: nn.Module) -> Iterator[None]:
-        """Put whole weights, one after another, in the place of the parts; the parts come back afterwards."""
+        """Put whole weights, one after another, in the place of the parts; the parts come back afterwards.
+
+        DeepSpeed's hooks know parts alone, and modules of some adapters run while they are saved.
+        """
+        self._end_engine()
         wanted = [
             (m, n, p)
             for m in model.modules()
