@@ -61,7 +61,8 @@ def import_deepspeed(kind: str) -> None:
         # It would count micro-batches itself, in silence, and step after each of them.
         message = f"needs DeepSpeed {OLDEST_DEEPSPEED} or newer, and {found} is installed"
         raise TuneforgeError("no-deepspeed", message, path="strategy", fix=fix)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if kind == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.ERROR)
 
 

@@ -17,7 +17,16 @@ from tuneforge.targets import why_borrowed, why_untrusted
 Rule = Callable[[Config, Mapping[str, Any]], Problem | None]
 _RULES: list[Rule] = []
 
-QUANTISED_STRATEGIES = ("auto", "single", "ddp")
+QUANTISED_STRATEGIES = (
+    "auto",
+    "single",
+    "ddp",
+    "deepspeed_zero1",
+    "deepspeed_zero2",
+    "deepspeed_zero2_offload",
+    "deepspeed_zero3",
+    "deepspeed_zero3_offload",
+)
 """Strategies under which a 4-bit base gives the losses of a single process (tests/distributed)."""
 
 ZERO = "tuneforge.strategies.deepspeed.deepspeed"
@@ -354,7 +363,7 @@ def one_process_is_one_device(config: Config, tree: Mapping[str, Any]) -> Proble
 
 @rule
 def split_weights_have_an_elementwise_optimizer(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """DeepSpeed hands the optimizer flat parts: one that looks at matrices, or at blocks, would compute other updates."""
+    """DeepSpeed hands the optimizer flat parts: one that looks at matrices or blocks would compute other updates."""
     target = tree["optim"]["_target_"]
     if tree["strategy"]["_target_"] != ZERO or target in ELEMENTWISE:
         return None

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from huggingface_hub import constants
 
 from doctor_bench import CUDA, H100, Bench, Usage, make_bench
 from tuneforge.doctor import device, facts, host
-from tuneforge.doctor.check import GIB, MIB, pip_install
+from tuneforge.doctor.check import GIB, MIB
 from tuneforge.doctor.facts import Step
 
 

@@ -287,7 +287,9 @@ def _judge(draft: Draft) -> None:
             compose(overrides(result))
         except TuneforgeError as error:
             # Several rules may refuse one key: the first says why it is left.
-            refused = {p.path: p for p in reversed(error.problems) if p.path in result.values or p.path in result.choices}
+            refused = {
+                p.path: p for p in reversed(error.problems) if p.path in result.values or p.path in result.choices
+            }
             if not refused:
                 for problem in error.problems:
                     draft.note(f"before it runs, mend {' '.join(str(problem).split())}")

@@ -145,12 +145,11 @@ class Zero(DDPStrategy):
         """Gradients are sent when DeepSpeed's stage wants them; in stage 1, in the step."""
         yield
 
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """The last micro-batch of a step, and the step, in which DeepSpeed clips."""
+        assert self.lightning_module is not None
         result = closure()
-        self.precision_plugin._after_closure(model or self.lightning_module, optimizer)
+        self.precision_plugin._after_closure(self.lightning_module, optimizer)
         self._engine.step()
         return result
 
@@ -186,6 +185,7 @@ class Zero(DDPStrategy):
         from deepspeed.utils import safe_get_full_optimizer_state
 
         numbers, state, base = self._numbers(), dict[int, dict[str, Any]](), self._engine.optimizer.optimizer
+        self.link_states()
         for flat, parameters in self.parts():
             for key, value in base.state[flat].items():
                 for parameter in parameters:
@@ -265,8 +265,11 @@ class WholeZero(Zero):
         return list(zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True))
 
     def link_states(self) -> None:
-        """What DeepSpeed does itself after the first step."""
-        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        """DeepSpeed itself does it after the step of the first group, when the others have no states yet (0.19.8)."""
+        from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state
+
+        for flat, parameters in self.parts():
+            lazy_init_hp_params_optimizer_state(parameters, flat, self._engine.optimizer.optimizer.state)
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         """A copy, where it is kept."""
