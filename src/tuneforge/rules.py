@@ -17,16 +17,7 @@ from tuneforge.targets import why_borrowed, why_untrusted
 Rule = Callable[[Config, Mapping[str, Any]], Problem | None]
 _RULES: list[Rule] = []
 
-QUANTISED_STRATEGIES = (
-    "auto",
-    "single",
-    "ddp",
-    "deepspeed_zero1",
-    "deepspeed_zero2",
-    "deepspeed_zero2_offload",
-    "deepspeed_zero3",
-    "deepspeed_zero3_offload",
-)
+QUANTISED_STRATEGIES = ("auto", "single", "ddp", "deepspeed_zero2", "deepspeed_zero3")
 """Strategies under which a 4-bit base gives the losses of a single process (tests/distributed)."""
 
 ZERO = "tuneforge.strategies.deepspeed.deepspeed"

@@ -18,7 +18,14 @@ except importlib.metadata.PackageNotFoundError:
     THERE = False
 needs_deepspeed = pytest.mark.skipif(not THERE, reason="deepspeed is not installed: pip install 'tuneforge[deepspeed]'")
 
-PLAIN = (*SHORT, "samples.num=0", "task_recipe.dropout=0", "data.packing=false", "optim.lr=2e-4")
+PLAIN = (
+    *SHORT,
+    "samples.num=0",
+    "trainer.val_check_interval=2",
+    "task_recipe.dropout=0",
+    "data.packing=false",
+    "optim.lr=2e-4",
+)
 ONE = (*PLAIN, "batch.per_device=4")
 TWO = (*PLAIN, "batch.per_device=2", "trainer.devices=2")
 STAGES = ("deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero2_offload", "deepspeed_zero3", "deepspeed_zero3_offload")
@@ -59,7 +66,7 @@ def assert_same_checkpoint(one: Path, two: Path) -> None:
 @needs_deepspeed
 def test_two_processes_train_as_one_and_leave_the_same_checkpoint(command):
     one = command(*ONE, "method=dora")
-    two = command(*TWO, "method=dora", "strategy=deepspeed_zero3", "samples.num=1", "samples.max_new_tokens=4")
+    two = command(*TWO, "method=dora", "strategy=deepspeed_zero3", "samples.num=1", "samples.max_new_tokens=2")
     assert_equal(one, two)
     assert_same_checkpoint(one.folder, two.folder)
     assert two.record["samples"]["after"]
@@ -70,7 +77,7 @@ def test_two_processes_train_as_one_and_leave_the_same_checkpoint(command):
 @needs_deepspeed
 def test_a_run_that_was_resumed_goes_on_as_one_process_does(command):
     """All weights train, in two groups of the optimizer; with other moments in it the next losses would be others."""
-    steady = ("method=full", "scheduler=constant")
+    steady = ("method=full", "scheduler=constant", "optim.lr=2e-5")
     one = command(*ONE, *steady)
     options = (*TWO, *steady, "strategy=deepspeed_zero2")
     begun = command(*options, "trainer.max_steps=2")
@@ -106,11 +113,16 @@ def test_an_older_deepspeed_is_refused(command, monkeypatch):
 
 @needs_deepspeed
 @pytest.mark.soak
-@pytest.mark.parametrize("method", ["full", "freeze", "lora", "dora", "prompt_tuning"])
-@pytest.mark.parametrize("strategy", STAGES)
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [
+        *((m, s) for m in ("full", "freeze", "lora", "dora", "prompt_tuning") for s in STAGES),
+        *(("qlora", s) for s in STAGES if s in rules.QUANTISED_STRATEGIES),
+    ],
+)
 def test_every_stage_trains_every_kind_of_method_as_one_process(command, method, strategy):
-    one = command(*ONE, f"method={method}")
-    two = command(*TWO, f"method={method}", f"strategy={strategy}")
+    chosen = (f"method={method}", "optim=adamw", "optim.lr=2e-5")
+    one, two = command(*ONE, *chosen), command(*TWO, *chosen, f"strategy={strategy}")
     assert_equal(one, two)
     assert_same_checkpoint(one.folder, two.folder)
 
