@@ -290,6 +290,7 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
         max_epochs=1,
         max_steps=settled.num_steps,
         accumulate_grad_batches=settled.accumulate,
+        gradient_clip_val=config.trainer.gradient_clip_val,
         val_check_interval=settled.eval_every * settled.accumulate,
         check_val_every_n_epoch=None,
         log_every_n_steps=config.trainer.log_every_n_steps,

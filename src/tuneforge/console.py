@@ -17,6 +17,7 @@ console = Console(stderr=False, highlight=False, soft_wrap=True)
 _CHATTY = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
     "lightning.fabric.utilities.seed",
     "lightning.pytorch.trainer.connectors.signal_connector",
     "bitsandbytes.backends.cpu.ops",

@@ -31,6 +31,7 @@ from tuneforge.machine import is_present
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import efficiency, flops_per_token
 from tuneforge.resume import identity
+from tuneforge.sharding import shape_of
 from tuneforge.versions import versions
 from tuneforge.world import is_main_process
 
@@ -86,8 +87,8 @@ class Record:
         for logger in trainer.loggers:
             logger.log_metrics(self.before.metrics, step=0)
         self.parameters = {
-            "total": sum(p.numel() for p in module.model.parameters()),
-            "trainable": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+            "total": sum(shape_of(p).numel() for p in module.model.parameters()),
+            "trainable": sum(shape_of(p).numel() for p in module.model.parameters() if p.requires_grad),
         }
         settled = self.context.settled
         if is_main_process():
