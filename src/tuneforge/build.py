@@ -187,9 +187,7 @@ def estimable(architecture: dict[str, Any], tree: dict[str, Any], num_classes: i
     """
     try:
         shape = ModelShape.from_hf_config(architecture).with_classes(num_classes)
-        splits = tree["strategy"]["_target_"] in rules.SPLITTING_STRATEGIES
-        trainable = Trainable.of_method(tree["method"])
-        return Costs(shape, trainable, splits, splits and bool(tree["strategy"].get("offload")))
+        return Costs(shape, Trainable.of_method(tree["method"]), rules.splits_weights(tree), rules.parts_in_host(tree))
     except TuneforgeError as error:
         raise TuneforgeError(
             "no-memory-estimate",

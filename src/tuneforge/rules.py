@@ -19,7 +19,7 @@ _RULES: list[Rule] = []
 
 COPYING_STRATEGIES = ("auto", "single", "ddp")
 QUANTISED_STRATEGIES = {
-    4: (*COPYING_STRATEGIES, "fsdp", "fsdp_offload", "deepspeed_zero2", "deepspeed_zero3"),
+    4: (*COPYING_STRATEGIES, "fsdp", "deepspeed_zero2", "deepspeed_zero3"),
     8: COPYING_STRATEGIES,
 }
 """Bits of a quantised base -> strategies under which it gives the losses of one process (tests/distributed). The
@@ -45,6 +45,18 @@ ZERO_PRECISIONS = ("32-true", "bf16-mixed")
 
 ELEMENTWISE = ("tuneforge.optim.adamw", "tuneforge.optim.lion")
 """Optimizers that treat each weight by itself, and so the same in a flat part of several matrices."""
+
+
+def splits_weights(tree: Mapping[str, Any]) -> bool:
+    """Whether the strategy gives each device a part of every weight."""
+    strategy = tree["strategy"]
+    return strategy["_target_"] in SPLITTING_STRATEGIES or (strategy["_target_"] == ZERO and strategy["stage"] == 3)
+
+
+def parts_in_host(tree: Mapping[str, Any]) -> bool:
+    """Whether those parts wait in host memory."""
+    return splits_weights(tree) and tree["strategy"].get("offload", "none") != "none"
+
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Keys of a mixture's config.json that count its experts."""

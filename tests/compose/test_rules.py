@@ -17,7 +17,7 @@ BROKEN = [
     ("no-base-to-compare", ["regularise.kl=0.1", "method.bias=all"]),
     ("no-next-tokens", ["task_recipe=classification", "method=eva"]),
     ("method-cannot-split", ["strategy=fsdp", "method=adalora"]),
-    ("method-cannot-split", ["strategy=fsdp_offload", "method=vblora"]),
+    ("method-cannot-split", ["strategy=fsdp", "method=vblora"]),
     ("optimizer-cannot-split", ["strategy=fsdp", "method=qlora"]),
     ("prompt-packing", ["method=prompt_tuning", "data.packing=true"]),
     ("prefix-checkpointing", ["method=prefix_tuning", "trainer.gradient_checkpointing=true"]),

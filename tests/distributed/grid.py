@@ -1,4 +1,4 @@
-"""Every method under every strategy on two processes, against one process: who is equal, and the page that says so.
+"""Families of methods under every strategy on two processes, against one process; and the page that shows it.
 
 `python tests/distributed/grid.py docs/strategies.md` writes the table into the page.
 """
@@ -23,7 +23,8 @@ SECONDS = 120
 
 with front() as loader:
     _GROUPS = groups(loader)
-METHODS = tuple(_GROUPS["method"])
+# One of each family, and those that a strategy refuses; the others differ by an option or in shapes.
+METHODS = ("full", "freeze", "lora", "dora", "qlora", "qlora_8bit", "prompt_tuning", "adalora", "vblora")
 # DeepSpeed's have a grid of their own (test_deepspeed.py): its engine is one for a process.
 STRATEGIES = tuple(s for s in _GROUPS["strategy"] if s not in ("auto", "single") and not s.startswith("deepspeed"))
 BEGIN, END = "<!-- equality -->", "<!-- /equality -->"

@@ -13,7 +13,7 @@ from tuneforge.plan.memory import GIB, Setting, estimate, largest_per_device
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import expected_tokens_per_s, flops_per_token, generated_tokens_per_s
 from tuneforge.provenance import origin_of
-from tuneforge.rules import SPLITTING_STRATEGIES, classifies
+from tuneforge.rules import classifies, parts_in_host, splits_weights
 
 SHOWN = (
     *("optim.lr", "optim.weight_decay", "scheduler.warmup_ratio", "batch.effective", "batch.per_device"),
@@ -80,7 +80,6 @@ def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[
     kind, available = _device(composed)
     wide = kind == "cpu" or config.trainer.precision == "32-true"
     length = config.data.max_length
-    splits = composed.tree["strategy"]["_target_"] in SPLITTING_STRATEGIES
     devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
     setting: Setting = {
         "method": method,
@@ -92,8 +91,8 @@ def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[
         if config.trainer.gradient_checkpointing == "auto"
         else config.trainer.gradient_checkpointing,
         "activation_offload": config.trainer.activation_offload and kind not in ("cpu", "mps"),
-        "split_over": devices if splits else 1,
-        "parts_in_host": splits and bool(composed.tree["strategy"].get("offload")),
+        "split_over": devices if splits_weights(composed.tree) else 1,
+        "parts_in_host": parts_in_host(composed.tree),
         "attention": config.model.attn_implementation,
         "device_kind": kind,
     }

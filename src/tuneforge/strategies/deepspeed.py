@@ -284,13 +284,10 @@ class WholeZero(Zero):
 class SplitZero(Zero):
     """Stage 3: weights are split as well; the forward pass gathers them module by module."""
 
-    _trains_base = False
-
     def shard(self, model: nn.Module, *, trains_base: bool) -> None:
         """Leave this process its part of each parameter; what is no parameter moves to the device."""
         import deepspeed
 
-        self._trains_base = trains_base
         deepspeed.zero.Init(module=model, config_dict_or_path=self._config())
         for module in model.modules():
             for name, buffer in module._buffers.items():

@@ -9,9 +9,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
     FSDPModule,
-    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -24,11 +22,9 @@ from tuneforge.strategies.ddp import backend_of
 from tuneforge.streamed import without_memory
 
 
-def fsdp(
-    machine: Machine, /, *, process_group_backend: Literal["auto", "nccl", "gloo"] = "auto", offload: bool = False
-) -> "Fsdp":
-    """FSDP2; with `offload`, a device's part waits in host memory, where the optimizer runs too."""
-    return Fsdp(machine, backend_of(machine, process_group_backend), offload)
+def fsdp(machine: Machine, /, *, process_group_backend: Literal["auto", "nccl", "gloo"] = "auto") -> "Fsdp":
+    """FSDP2 over all processes."""
+    return Fsdp(machine, backend_of(machine, process_group_backend))
 
 
 class Fsdp(ModelParallelStrategy):
@@ -37,9 +33,8 @@ class Fsdp(ModelParallelStrategy):
     Lightning's own checkpoints bypass its CheckpointIO and hold the frozen base.
     """
 
-    def __init__(self, machine: Machine, backend: str, offload: bool) -> None:
+    def __init__(self, machine: Machine, backend: str) -> None:
         super().__init__(machine.world_size, 1, save_distributed_checkpoint=False, process_group_backend=backend)
-        self.offload = offload
         self._sharded: FSDPModule | None = None
         self._accumulates_apart = False
 
@@ -49,12 +44,10 @@ class Fsdp(ModelParallelStrategy):
         """Split each layer by itself, and the rest together: embeddings, the last norm, the head."""
         without_memory(model)
         mesh = self.device_mesh["data_parallel"]
-        pinned = self.root_device.type == "cuda"
-        policy = CPUOffloadPolicy(pin_memory=pinned) if self.offload else OffloadPolicy()
         for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
-            fully_shard(layer, mesh=mesh, offload_policy=policy)
-        self._sharded = fully_shard(model, mesh=mesh, offload_policy=policy)
-        place = torch.device("cpu") if self.offload else self.root_device
+            fully_shard(layer, mesh=mesh)
+        self._sharded = fully_shard(model, mesh=mesh)
+        place = self.root_device
         # `to_empty` would take the adapters' values too.
         model._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)  # type: ignore[no-untyped-call]
         # Generation calls the model under PEFT's wrapper: embeddings and head must be gathered around it as well.
@@ -99,16 +92,6 @@ class Fsdp(ModelParallelStrategy):
         finally:
             for module, name, parameter in places:
                 module._parameters[name] = parameter
-
-    def model_to_device(self) -> None:
-        """Where parts wait in host memory, buffers alone are moved."""
-        if not self.offload:
-            super().model_to_device()
-            return
-        assert self.model is not None
-        for module in self.model.modules():
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.to(self.root_device)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
