@@ -97,6 +97,7 @@ def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[
         "device_kind": kind,
     }
     one = estimate(shape, per_device=1, **setting)
+    on_one = estimate(shape, per_device=1, **(setting | {"split_over": 1, "parts_in_host": False}))
     flops = flops_per_token(shape, method)
     speed = expected_tokens_per_s(hardware, flops)
     price = hardware.usd_per_hour
@@ -111,7 +112,7 @@ def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[
         "fits": _fits(shape, setting, available),
         "tokens_per_s": speed,
         "usd_per_million_tokens": price / 3600 / speed * 1e6 if price and speed else None,
-        "generated_tokens_per_s": generated_tokens_per_s(hardware, one.weights),
+        "generated_tokens_per_s": generated_tokens_per_s(hardware, on_one.weights),
     }
 
 
