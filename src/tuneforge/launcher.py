@@ -82,12 +82,14 @@ def _wait(children: Sequence[Child]) -> int:
     before = {number: signal.signal(number, forward) for number in EXIT_OF}
     failed_at: float | None = None
     try:
-        while any(child.poll() is None for child in children):
-            if failed_at is None and any(child.returncode for child in children):
+        while True:
+            codes = [child.poll() for child in children]  # each is asked: a failure may come from any
+            if failed_at is None and any(codes):
                 failed_at = time.monotonic()
-                lost = {rank: c.returncode for rank, c in enumerate(children) if (c.returncode or 0) < 0}
                 if not received:
-                    _tell(lost, len(children))
+                    _tell({rank: code for rank, code in enumerate(codes) if code and code < 0}, len(children))
+            if None not in codes:
+                break
             if failed_at is not None and time.monotonic() > failed_at + GRACE:
                 _kill(children)
             time.sleep(0.02)
@@ -95,12 +97,12 @@ def _wait(children: Sequence[Child]) -> int:
         _kill(children)
         for number, handler in before.items():
             signal.signal(number, handler)
-    codes = [child.returncode for child in children]
-    if not any(codes):
+    ended = [child.returncode for child in children]
+    if not any(ended):
         return EXIT_OK
-    if codes[0] < 0 and received:
+    if ended[0] < 0 and received:
         return EXIT_OF[signal.Signals(received[-1])]
-    return next((code for code in codes if code > 0), EXIT_BUG)
+    return next((code for code in ended if code > 0), EXIT_BUG)
 
 
 def _tell(lost: dict[int, int], size: int) -> None:
