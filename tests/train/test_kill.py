@@ -108,9 +108,7 @@ def test_five_kills_at_random_moments_of_one_run(command, tmp_path, seed):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    ("strategy", "kills"), [("ddp", [(4, False), (8, True), (14, False)]), ("fsdp", [(8, False)])]
-)
+@pytest.mark.parametrize(("strategy", "kills"), [("ddp", [(4, False), (8, True), (14, False)]), ("fsdp", [(8, False)])])
 def test_two_processes_killed(command, tmp_path, strategy, kills):
     """All of them, or the parent alone: then the others save and end, and train on for nobody."""
     options = (*STEPS, "trainer.max_steps=20", "batch.per_device=4", f"strategy={strategy}", "trainer.devices=2")
