@@ -37,7 +37,7 @@ def check(model: Model, options: Mapping[str, Any], method: Method, tokenizer: P
         TuneforgeError: one cannot be read, they do not go together, or one knows other tokens than this run.
     """
     starts, frozen = starting(model), list(model.frozen_adapters or ())
-    configs = {path: _read(path, "model.adapter" if path in starts else "model.frozen_adapters")
+    configs = {path: read_config(path, "model.adapter" if path in starts else "model.frozen_adapters")
                for path in (*starts, *frozen)}  # fmt: skip
     for path, config in configs.items():
         _check_vocabulary(path, str(config.base_model_name_or_path), tokenizer)
@@ -82,9 +82,21 @@ def switched_off(model: PeftModel) -> Iterator[None]:
 # ---- checks
 
 
-def _read(path: str, key: str) -> PeftConfig:
+def read_config(path: str, key: str) -> PeftConfig:
+    """What PEFT says of the adapter in a folder, or on the hub.
+
+    Raises:
+        TuneforgeError: there is none, or one of a kind that is not known.
+    """
     try:
         config: PeftConfig = PeftConfig.from_pretrained(path)
+    except KeyError as error:
+        raise TuneforgeError(
+            "adapter-does-not-fit",
+            f"{path} holds an adapter of the kind {error}, which this method does not know",
+            path=key,
+            fix="use the method that made it",
+        ) from error
     except (ValueError, OSError) as error:
         raise TuneforgeError(
             "no-adapter",

@@ -4,6 +4,7 @@ After L. Smith (arXiv 1506.01186): where the loss falls fastest, the rate is hig
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from tuneforge.artifacts.folder import write_json
+from tuneforge.artifacts.curves import range_chart
+from tuneforge.artifacts.folder import write_json, write_text
+from tuneforge.artifacts.report import template
 from tuneforge.build import Loaders, build_trainer, prepare
 from tuneforge.compose import Composed
 from tuneforge.context import Context
@@ -41,8 +44,10 @@ class Found:
     diverged: bool
 
 
-def find(composed: Composed, rows: Source, place: Place) -> Found:
-    """Run the test and write `lr_find.json` and `lr_find.png` into the run folder; no weights are saved.
+def find(composed: Composed, rows: Source, place: Place, command: Callable[[float], str]) -> Found:
+    """Run the test and write `lr_find.json`, `lr_find.png` and `report.html` into the run folder; no weights are saved.
+
+    `command` gives the line that runs with a rate.
 
     Raises:
         RefusedError: the loss never fell.
@@ -56,6 +61,12 @@ def find(composed: Composed, rows: Source, place: Place) -> Found:
     found = Found(rates, losses, smooth, suggestion(rates, smooth), len(losses) < context.config.lr_find.steps)
     write_json(place.folder.root / "lr_find.json", asdict(found))
     draw(found, place.folder.root / "lr_find.png")
+    page = {
+        "low": found.rates[0], "high": found.rates[-1], "steps": len(found.rates), "diverged": found.diverged,
+        "suggested": found.suggested, "present": composed.config.optim.lr, "command": command(found.suggested),
+        "curve": range_chart(found.rates, found.losses, found.smoothed, found.suggested),
+    }  # fmt: skip
+    write_text(place.folder.report, template("lr_find.html.j2").render(page))
     return found
 
 

@@ -36,6 +36,8 @@ class Method:
     """How memory is estimated; what says nothing counts as training everything."""
     quantises: ClassVar[Literal[0, 4, 8]] = 0
     """Bits in which the base is stored; 0: not quantised."""
+    splits: ClassVar[bool] = True
+    """It works where each device has a part of every weight."""
     observes: ClassVar[bool] = False
     """It starts from train rows of next tokens, which `observe` is shown."""
     adapts_experts: ClassVar[bool] = False
@@ -49,6 +51,11 @@ class Method:
     def virtual_tokens(self) -> int:
         """Tokens that the method puts in front of every row, and that have hidden states of their own."""
         return 0
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether `apply` looks at the base's weights, and not at their shapes alone."""
+        return True
 
     @property
     def rewrites_base(self) -> bool:

@@ -17,8 +17,13 @@ from tuneforge.targets import why_borrowed, why_untrusted
 Rule = Callable[[Config, Mapping[str, Any]], Problem | None]
 _RULES: list[Rule] = []
 
-QUANTISED_STRATEGIES = ("auto", "single", "ddp")
-"""Strategies under which a 4-bit base gives the losses of a single process (tests/distributed)."""
+QUANTISED_STRATEGIES = ("auto", "single", "ddp", "fsdp", "fsdp_offload")
+"""Strategies under which a quantised base gives the losses of a single process (tests/distributed)."""
+
+SPLITTING_STRATEGIES = frozenset({"tuneforge.strategies.fsdp.fsdp"})
+"""Targets of strategies that give each device a part of every weight."""
+SPLITTING_OPTIMIZERS = frozenset({"tuneforge.optim.adamw", "tuneforge.optim.muon"})
+"""Optimizers that take such parts (tests/distributed tries the others)."""
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Keys of a mixture's config.json that count its experts."""
@@ -112,6 +117,32 @@ def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, An
         "losses with one",
         "strategy",
         fix=f"use strategy={' or '.join(QUANTISED_STRATEGIES)}, or method=lora",
+    )
+
+
+@rule
+def a_method_works_on_split_weights(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """AdaLoRA's importance scores and VB-LoRA's vectors, which all layers share, cannot be split over devices."""
+    if tree["strategy"]["_target_"] not in SPLITTING_STRATEGIES or method_facts(tree["method"])["splits"]:
+        return None
+    return Problem(
+        "method-cannot-split",
+        f"splits every weight over the devices, and method={config.method.name} fails on parts of weights",
+        "strategy",
+        fix="use strategy=ddp, or method=lora",
+    )
+
+
+@rule
+def split_weights_have_an_optimizer_that_splits(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Where weights are split over devices, the optimizer must work on parts; bitsandbytes' and Adafactor do not."""
+    if tree["strategy"]["_target_"] not in SPLITTING_STRATEGIES or tree["optim"]["_target_"] in SPLITTING_OPTIMIZERS:
+        return None
+    return Problem(
+        "optimizer-cannot-split",
+        f"{tree['optim']['_target_']} fails on parts of weights, and strategy={config.strategy.name} splits them all",
+        "optim",
+        fix="use optim=adamw: split over the devices, its states are as small as an 8-bit one's on one",
     )
 
 

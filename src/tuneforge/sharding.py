@@ -1,9 +1,10 @@
 """What a strategy that splits weights over devices is asked beside what Lightning asks."""
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -12,6 +13,15 @@ class Sharding(Protocol):
 
     def shard(self, model: nn.Module, *, trains_base: bool) -> None:
         """Leave this process its part of each parameter; the forward pass gathers them layer by layer."""
+
+    def read(self, model: nn.Module, weights: Mapping[str, str], rows: Callable[[str, int, int], Tensor]) -> None:
+        """Fill the parts of weights that have none yet.
+
+        Args:
+            model: the split model.
+            weights: name of a parameter -> what `rows` calls it.
+            rows: (name, first, last + 1) -> those rows of the weight.
+        """
 
     def gathered(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Within, the first process has the trained weights whole, in host memory, so that they can be saved."""

@@ -30,7 +30,7 @@ OPTIONS = {
     "model": ["hf", "tiny"],
     "optim": ["adafactor", "adamw", "adamw_8bit", "lion", "muon", "paged_adamw_8bit"],
     "scheduler": ["constant", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear", "wsd"],
-    "strategy": ["auto", "ddp", "single"],
+    "strategy": ["auto", "ddp", "fsdp", "fsdp_offload", "single"],
     "task_recipe": [
         "chat",
         "classification",
@@ -47,7 +47,7 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 71
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 73
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")

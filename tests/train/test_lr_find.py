@@ -19,7 +19,11 @@ def test_it_suggests_a_rate_that_learns_and_leaves_a_plot(command):
     assert found["diverged"] or found["rates"][-1] == pytest.approx(1.0)
     assert f"optim.lr={found['suggested']:g}" in ran.out
     assert (ran.folder / "lr_find.png").read_bytes().startswith(b"\x89PNG")
-    assert {p.name for p in ran.folder.iterdir()} == {"lr_find.json", "lr_find.png"}
+    page = (ran.folder / "report.html").read_text()
+    assert f"suggested {found['suggested']:.4g}" in page or f"optim.lr={found['suggested']:g}</code>" in page
+    assert page.count('<path class="main"') == 1
+    assert "http" not in page.replace("http-equiv", "")
+    assert {p.name for p in ran.folder.iterdir()} == {"lr_find.json", "lr_find.png", "report.html"}
     tuned = command(*FEW[:-1], f"optim.lr={found['suggested']:g}", "trainer.max_steps=8")
     assert tuned.losses[-1] < 0.9 * tuned.losses[0]
 

@@ -91,6 +91,7 @@ class Chart:
     gaps: list[float]
     """Steps at which a value is not finite."""
     marks: list[Mark] = field(default_factory=list)
+    x_label: str = "optimizer step"
 
     def paths(self, line: Line) -> tuple[str, str]:
         """SVG path data of the strokes and of the dots, in a box of 1000 x 1000 with y down."""
@@ -170,6 +171,29 @@ def charts(metrics: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) ->
     others = dict.fromkeys(key for m in metrics for key in m if key not in CHARTED)
     charts += [single(key, key, zero=False) for key in others]
     return [chart for chart in charts if chart]
+
+
+def range_chart(rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggested: float) -> Chart:
+    """Loss over the learning rate of a range test; what diverges leaves the chart at the top."""
+    start = max(smoothed[:3])
+    top = min(smoothed) + 1.25 * (start - min(smoothed))
+    lines = [
+        Line(name, css, [(rate, min(loss, top)) for rate, loss in zip(rates, values, strict=True)])
+        for name, css, values in (("loss", "raw", losses), ("smoothed", "main", smoothed))
+    ]
+    low = min(*smoothed, *losses)
+    chart = Chart(
+        "Train loss",
+        "nats per supervised token",
+        lines,
+        Axis(rates[0], rates[-1], log=True),
+        Axis(low - 0.05 * (top - low), top),
+        gaps=[],
+        x_label="learning rate",
+    )
+    nearest = min(range(len(rates)), key=lambda i: abs(math.log(rates[i] / suggested)))
+    chart.marks.append(_mark(chart, suggested, min(smoothed[nearest], top), f"suggested {number(suggested)}", "best"))
+    return chart
 
 
 def _loss_chart(metrics: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], x: Axis) -> Chart | None:

@@ -54,19 +54,27 @@ def write_report(root: Path) -> Path:
         "command": shlex.join(["python", "-m", "tuneforge", *run["overrides"]]),
         "config": _config_rows(settings, origins),
     }
-    write_text(folder.report, _template().render(page))
+    write_text(folder.report, template("report.html.j2").render(page))
     return folder.report
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page's template; what it lacks is an error."""
     # StrictUndefined: a key misspelt in the template is our bug, and must not leave a silent hole in the page.
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "plain": plain}
     environment.globals |= {"max_text": MAX_TEXT, "infinity": math.inf}
-    source = resources.files("tuneforge.artifacts").joinpath("report.html.j2")
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    return environment.get_template(name)
+
+
+def _source(name: str) -> str:
+    return resources.files("tuneforge.artifacts").joinpath(name).read_text(encoding="utf-8")
 
 
 # ---- reading

@@ -23,11 +23,18 @@ def run(request: Request) -> int:
     import_bitsandbytes()
     from tuneforge.lr_find import find
 
+    typed = [o for o in request.overrides if not o.startswith(("optim.lr=", "hydra."))]
+
+    def again(rate: float) -> str:
+        return shlex.join(["python", "-m", "tuneforge", *typed, f"optim.lr={rate:g}"])
+
     settings = composed.config.lr_find
     rows = source.read(composed.config.data, composed.tree["data"], composed.config.seed)
     place = fresh(composed)
     with library_errors_explained(composed.config):
-        found = find(composed, source.slice_of(rows, settings.share, settings.at_least, composed.config.seed), place)
+        found = find(
+            composed, source.slice_of(rows, settings.share, settings.at_least, composed.config.seed), place, again
+        )
     plot = place.folder.root / "lr_find.png"
     say(
         f"{len(found.rates)} steps from {found.rates[0]:.1e} to {found.rates[-1]:.1e}"
@@ -36,6 +43,6 @@ def run(request: Request) -> int:
     say(f"lowest loss {min(found.smoothed):.3f} at {found.rates[found.smoothed.index(min(found.smoothed))]:.1e}")
     say(f"plot        {plot if plot.is_file() else 'pip install tuneforge[plot] draws one'}")
     say(f"suggested   optim.lr={found.suggested:g}   (this config has {composed.config.optim.lr:g})")
-    typed = [o for o in request.overrides if not o.startswith(("optim.lr=", "hydra."))]
-    say(f"next        {shlex.join(['python', '-m', 'tuneforge', *typed, f'optim.lr={found.suggested:g}'])}")
+    say(f"report      {place.folder.report}")
+    say(f"next        {again(found.suggested)}")
     return EXIT_OK

@@ -23,6 +23,8 @@ FEWEST_STEPS = 5
 class AdaLora(TargetedMethod):
     """Starts every module at rank `init_r` and prunes to `r` on average."""
 
+    splits = False
+
     r: PositiveInt = 8
     """Mean rank at the end."""
     init_r: PositiveInt = 12

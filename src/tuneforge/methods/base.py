@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tuneforge.adapters import fitting
+from tuneforge.adapters import fitting, read_config
 from tuneforge.console import say
 from tuneforge.errors import TuneforgeError, did_you_mean, near
 from tuneforge.heads import head_modules, in_head
@@ -52,7 +52,7 @@ class PeftMethod(Method):
         Raises:
             TuneforgeError: it cannot be loaded, or is of another base.
         """
-        config = PeftConfig.from_pretrained(adapter)
+        config = read_config(adapter, "model.adapter")
         with fitting(adapter, "model.adapter"):
             return self.loaded(model, adapter, config)
 
@@ -164,6 +164,14 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     heads = head_modules(model)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
     return {n: m for n, m in linear.items() if not in_head(n, heads)}
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """Widths of a linear module, whose weight may be packed into another shape."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    rows, columns = module.get_parameter("weight").shape
+    return rows, columns
 
 
 def fused_experts(model: nn.Module) -> list[str]:

@@ -16,6 +16,11 @@ class Full(Method):
     stores_fp32 = True
     """Weights in bf16 would round small updates away, so they are loaded in fp32."""
 
+    @property
+    def reads_base(self) -> bool:
+        """Not at all."""
+        return False
+
     def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PreTrainedModel:
         """The model with every parameter trainable."""
         return model.requires_grad_(True)

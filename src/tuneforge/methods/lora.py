@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import TargetedMethod, fused_experts, linear_modules
+from tuneforge.methods.base import TargetedMethod, fused_experts, linear_modules, linear_shape
 from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
 from tuneforge.vocabulary import added_tokens
 
+PLAIN = ("default", "gaussian", "orthogonal")
+"""Starts of adapters that do not depend on the base's weights."""
 INITIAL = "tuneforge_initial"
 """Where a model with a rewritten base keeps the adapter that it started from."""
 
@@ -111,6 +113,11 @@ class Lora(TargetedMethod):
         """Whether the base without the adapter is no longer the model that was loaded."""
         return self.init_lora_weights in self.rewriting
 
+    @property
+    def reads_base(self) -> bool:
+        """For DoRA's magnitudes, starts from the base's directions, and copies of whole modules."""
+        return self.use_dora or self.init_lora_weights not in PLAIN or bool(self.modules_to_save)
+
     def learning_rate_scale(self, name: str) -> float:
         """LoRA+: B matrices learn faster."""
         return self.lr_ratio if "lora_B" in name or "lora_embedding_B" in name else 1.0
@@ -138,11 +145,10 @@ class Lora(TargetedMethod):
         names = linear_modules(model)
         if wanted != "all-linear" and not isinstance(wanted, str):
             names = {n: m for n, m in names.items() if n.rpartition(".")[2] in wanted}
-        weights: dict[str, torch.Tensor] = {n: m.get_parameter("weight") for n, m in names.items()}
+        widths = {n: min(linear_shape(m)) for n, m in names.items()}
         ends = tuple(f".{t}" for t in self._experts(model))
-        weights |= {n: model.get_parameter(n) for n in fused_experts(model) if f".{n}".endswith(ends)}
-        # Quantised weights are packed: their shape says nothing. Experts are stacked in the first dimension.
-        widths = {n: min(w.shape[-2:]) for n, w in weights.items() if w.dtype.is_floating_point}
+        experts = [n for n in fused_experts(model) if f".{n}".endswith(ends)]
+        widths |= {n: min(model.get_parameter(n).shape[1:]) for n in experts}
         narrow = [(n, width) for n, width in widths.items() if width < self.r]
         if narrow:
             raise TuneforgeError(

@@ -25,6 +25,8 @@ class QLora(Lora):
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=self.double_quant,
             bnb_4bit_compute_dtype=dtype,
+            # The packed weights look like weights of the compute type, which FSDP2 can split.
+            bnb_4bit_quant_storage=dtype,
         )
 
 

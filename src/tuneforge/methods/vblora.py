@@ -19,6 +19,7 @@ class VbLora(TargetedMethod):
     """Trains the bank, and for each piece of each matrix which vectors of the bank it is mixed from."""
 
     footprint = "vectors"
+    splits = False
 
     r: PositiveInt = 4
     """Rank of the updates."""

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,6 +23,7 @@ from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.objectives.regularisers import Consolidation
 from tuneforge.sharding import Sharding
 from tuneforge.steps import StepFacts, Watcher
+from tuneforge.streamed import Streamed
 from tuneforge.targets import make
 from tuneforge.vocabulary import make_room
 
@@ -34,6 +35,9 @@ class Objective(pl.LightningModule):
     number, over all micro-batches and devices: a mean of means would weigh one by how few others share its micro-batch.
     A batch holds that number as `num_labels`.
     """
+
+    streams: ClassVar[bool] = False
+    """`load_base` gives the model that the files hold, and nothing beside it."""
 
     # Only trainable weights are in a checkpoint; `on_load_checkpoint` asserts that all of those came back.
     strict_loading = False
@@ -80,7 +84,10 @@ class Objective(pl.LightningModule):
         seed_at(context.config.seed, 0)
         dtype = getattr(torch, context.settled.base_dtype)
         stored = torch.float32 if context.method.stores_fp32 else dtype
-        base = self.load_base(stored, context.method.quantization_config(dtype))
+        streamed = self._streamed(stored)
+        base = streamed.model if streamed else self.load_base(stored, context.method.quantization_config(dtype))
+        # Loading may have drawn numbers, or not: adapters must not depend on how the base was read.
+        seed_at(context.config.seed, 0)
         if context.method.num_observed and not context.config.model.adapter:
             self._observe(base)
         make_room(base, context.tokenizer, context.config.model.add_tokens or [])
@@ -92,12 +99,27 @@ class Objective(pl.LightningModule):
         context.method.on_start(model, context.settled.num_steps)
         if context.config.regularise.ewc:
             self._consolidation = Consolidation(context.config.regularise.ewc)
-        if isinstance(self.trainer.strategy, Sharding):
-            self.trainer.strategy.shard(model, trains_base=context.method.trains_base)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Sharding):
+            to_read = streamed.names_in(model) if streamed else {}
+            strategy.shard(model, trains_base=context.method.trains_base)
+            if streamed:
+                strategy.read(model, to_read, streamed.files.read)
+                streamed.files.close()
         self.model = model
         # transformers hands models out in eval mode and Lightning never calls train(): without this, checkpointing
         # and dropout are silently off (Lightning issue 20105).
         self.train()
+
+    def _streamed(self, dtype: torch.dtype) -> Streamed | None:
+        """The base without weights, to be read part by part, where the strategy splits it and the method allows it."""
+        model, method = self.context.config.model, self.context.method
+        whole = (
+            method.reads_base or method.quantises or model.init == "scratch" or model.adapter or model.frozen_adapters
+        )
+        if whole or model.add_tokens or not isinstance(self.trainer.strategy, Sharding) or not self.streams:
+            return None
+        return Streamed.of(model, self.context.architecture, dtype)
 
     def _observe(self, base: PreTrainedModel) -> None:
         """Show the method the train rows it starts from, on the device where the run will be."""

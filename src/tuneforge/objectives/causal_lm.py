@@ -23,6 +23,8 @@ from tuneforge.objectives.routers import RouterBalance
 class CausalLM(Objective):
     """A causal language model under a method; the loss is a mean over the supervised tokens of an optimizer step."""
 
+    streams = True
+
     def __init__(self, context: Context, /) -> None:
         super().__init__(context)
         self._balance: RouterBalance | None = None

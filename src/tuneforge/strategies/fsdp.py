@@ -1,6 +1,6 @@
 """Fully sharded data parallel (arXiv 2304.11277): weights, gradients and optimizer states split over the devices."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tuneforge.machine import Machine
 from tuneforge.strategies.ddp import backend_of
+from tuneforge.streamed import without_memory
 
 
 def fsdp(
@@ -46,15 +47,32 @@ class Fsdp(ModelParallelStrategy):
 
     def shard(self, model: nn.Module, *, trains_base: bool) -> None:
         """Split each layer by itself, and the rest together: embeddings, the last norm, the head."""
+        without_memory(model)
         mesh = self.device_mesh["data_parallel"]
-        policy = CPUOffloadPolicy() if self.offload else OffloadPolicy()
+        pinned = self.root_device.type == "cuda"
+        policy = CPUOffloadPolicy(pin_memory=pinned) if self.offload else OffloadPolicy()
         for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
             fully_shard(layer, mesh=mesh, offload_policy=policy)
         self._sharded = fully_shard(model, mesh=mesh, offload_policy=policy)
+        place = torch.device("cpu") if self.offload else self.root_device
+        # `to_empty` would take the adapters' values too.
+        model._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)  # type: ignore[no-untyped-call]
         # Generation calls the model under PEFT's wrapper: embeddings and head must be gathered around it as well.
         register_fsdp_forward_method(model, "generate")
         # Unsynchronised gradients are whole on every device: nothing for adapters, twice the model for a full run.
         self._accumulates_apart = not trains_base
+
+    def read(self, model: nn.Module, weights: Mapping[str, str], rows: Callable[[str, int, int], Tensor]) -> None:
+        """Read this process's rows of each weight, as `torch.chunk` deals them out."""
+        parameters = dict(model.named_parameters())
+        for name, stored in weights.items():
+            parameter = parameters[name]
+            assert isinstance(parameter, DTensor)
+            part = -(-parameter.shape[0] // self.world_size)
+            first = min(self.global_rank * part, parameter.shape[0])
+            own = parameter.to_local()
+            with torch.no_grad():
+                own.copy_(rows(stored, first, first + own.shape[0]))
 
     def fill(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Copy this process's part of each weight."""

@@ -1,0 +1,128 @@
+"""Every method under every strategy on two processes, against one process: who is equal, and the page that says so.
+
+`python tests/distributed/grid.py docs/strategies.md` writes the table into the page.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tuneforge import resume, rules
+from tuneforge.compose import Composed, compose
+from tuneforge.errors import TuneforgeError
+from tuneforge.front import front, groups
+from tuneforge.launcher import pack
+
+LOSS, NORM = 1e-5, 1e-4
+"""Largest relative differences that count as equal."""
+SECONDS = 120
+"""Of one case; collective operations that wait for each other would wait forever."""
+
+with front() as loader:
+    _GROUPS = groups(loader)
+METHODS = tuple(_GROUPS["method"])
+STRATEGIES = tuple(s for s in _GROUPS["strategy"] if s not in ("auto", "single"))
+BEGIN, END = "<!-- equality -->", "<!-- /equality -->"
+
+# Adam's first updates are about lr * sign(gradient): a large rate blows rounding up into the next steps' gradients.
+OPTIONS = (
+    *("trainer.max_steps=5", "data.max_rows=64", "data.split.max_eval_rows=8", "samples.num=0", "batch.effective=8"),
+    *(
+        "trainer.val_check_interval=5",
+        "task_recipe.dropout=0",
+        "data.packing=false",
+        "optim=adamw",
+        "optim.lr=2e-4",
+        "trainer.accelerator=cpu",
+    ),
+)
+
+
+def composed(method: str, strategy: str, folder: Path) -> Composed:
+    """Raises TuneforgeError where a rule refuses the pair."""
+    spread = ("batch.per_device=4",) if strategy == "single" else ("batch.per_device=2", "trainer.devices=2")
+    where = f"hydra.run.dir={folder / f'{method}-{strategy}'}"
+    return compose([f"method={method}", f"strategy={strategy}", *OPTIONS, *spread, where])
+
+
+def run(cases: list[tuple[str, str]], devices: int, folder: Path) -> None:
+    """Train each case in the same warm processes; one that fails leaves a run without its steps."""
+    handovers = []
+    for method, strategy in cases:
+        found = composed(method, strategy, folder)
+        handovers.append(folder / f"{method}-{strategy}.json")
+        handovers[-1].write_text(json.dumps(pack(found, resume.fresh(found))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+    several = Path(__file__).with_name("several.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, str(several), *map(str, handovers)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS * len(cases),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def series(folder: Path, method: str, strategy: str) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of a finished case."""
+    lines = [json.loads(x) for x in (folder / f"{method}-{strategy}" / "metrics.jsonl").read_text().splitlines()]
+    steps = [m for m in lines if "train/loss" in m]
+    return [m["train/loss"] for m in steps], [m["train/grad_norm"] for m in steps]
+
+
+def differences(folder: Path, method: str, strategy: str) -> tuple[float, float]:
+    """Largest relative differences of loss and norm from the single process's; infinite where steps are missing."""
+    one, two = series(folder, method, "single"), series(folder, method, strategy)
+    if len(two[0]) != 5:
+        return float("inf"), float("inf")
+    pairs = [max(abs(a - b) / abs(a) for a, b in zip(x, y, strict=True)) for x, y in zip(one, two, strict=True)]
+    return pairs[0], pairs[1]
+
+
+def refusal(method: str, strategy: str) -> str:
+    """The code of the rule that refuses a pair; "" where none does."""
+    try:
+        composed(method, strategy, Path("outputs"))
+    except TuneforgeError as error:
+        return error.problems[0].code
+    return ""
+
+
+def table(cells: dict[tuple[str, str], str]) -> str:
+    """Markdown: a row a method, a column a strategy."""
+    head = f"| method | {' | '.join(STRATEGIES)} |\n|---|{'---|' * len(STRATEGIES)}\n"
+    return head + "".join(f"| {m} | {' | '.join(cells[m, s] for s in STRATEGIES)} |\n" for m in METHODS)
+
+
+def measured(folder: Path, methods: tuple[str, ...] = METHODS) -> dict[tuple[str, str], str]:
+    """Cell texts of the whole grid: the larger of both differences, or the code of the refusal."""
+    allowed = [(m, s) for m in methods for s in STRATEGIES if not refusal(m, s)]
+    run([(m, "single") for m in methods], 1, folder)
+    run(allowed, 2, folder)
+    cells = {}
+    for method in methods:
+        for strategy in STRATEGIES:
+            code = refusal(method, strategy)
+            loss, norm = (0.0, 0.0) if code else differences(folder, method, strategy)
+            cells[method, strategy] = f"`{code}`" if code else f"{loss:.0e} / {norm:.0e}"
+    return cells
+
+
+def main(page: Path) -> None:
+    """Write the measured table between the marks of the page."""
+    assert rules.listing()
+    with tempfile.TemporaryDirectory(prefix="tuneforge-grid-") as folder:
+        made = table(measured(Path(folder)))
+    text = page.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{made}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,84 @@
+"""A strategy changes where numbers are computed, not which: five steps on two processes are those of one."""
+
+from pathlib import Path
+
+import grid
+import pytest
+
+from tuneforge import rules
+
+# Each method family and each strategy at least once; the whole grid is the soak's.
+COVER = (
+    ("lora", "fsdp"),
+    ("full", "fsdp"),
+    ("prompt_tuning", "fsdp"),
+    ("qlora", "fsdp_offload"),
+    ("dora", "fsdp_offload"),
+)
+PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
+
+
+@pytest.fixture(scope="module")
+def cover(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cover")
+    grid.run([(m, "single") for m in dict(COVER)], 1, folder)
+    grid.run(list(COVER), 2, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("method", "strategy"), COVER)
+def test_a_pair_is_equal(cover, method, strategy):
+    loss, norm = grid.differences(cover, method, strategy)
+    assert loss < grid.LOSS
+    assert norm < grid.NORM
+    assert any((cover / f"{method}-{strategy}").glob("*/model.safetensors")) == (method == "full")
+    assert any((cover / f"{method}-{strategy}").glob("*/adapter_model.safetensors")) != (method == "full")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_whole_grid_is_equal_or_refused(tmp_path):
+    cells = grid.measured(tmp_path)
+    assert len(cells) == len(grid.METHODS) * len(grid.STRATEGIES) >= 72
+    for pair, cell in cells.items():
+        if not cell.startswith("`"):
+            loss, norm = map(float, cell.split(" / "))
+            assert loss < grid.LOSS, (pair, cell)
+            assert norm < grid.NORM, (pair, cell)
+
+
+def test_the_page_has_every_pair_and_its_refusals_are_the_rules():
+    text = PAGE.read_text(encoding="utf-8").split(grid.BEGIN)[1].split(grid.END)[0]
+    rows = [[c.strip() for c in line.strip("|\n").split("|")] for line in text.strip().splitlines()]
+    assert rows[0] == ["method", *grid.STRATEGIES]
+    assert [r[0] for r in rows[2:]] == list(grid.METHODS)
+    for method, *cells in rows[2:]:
+        for strategy, cell in zip(grid.STRATEGIES, cells, strict=True):
+            code = grid.refusal(method, strategy)
+            if code:
+                assert cell == f"`{code}`", (method, strategy)
+            else:
+                loss, norm = map(float, cell.split(" / "))
+                assert loss < grid.LOSS
+                assert norm < grid.NORM
+
+
+@pytest.mark.parametrize(
+    ("lifted", "method", "extra"),
+    [
+        ("a_method_works_on_split_weights", "adalora", ()),
+        ("a_method_works_on_split_weights", "vblora", ()),
+        ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=adafactor",)),
+        ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=lion",)),
+        ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=adamw_8bit",)),
+    ],
+)
+@pytest.mark.soak
+def test_a_refusal_is_still_needed(monkeypatch, tmp_path, lifted, method, extra):
+    """Without the rule the pair fails, or gives other numbers."""
+    monkeypatch.setattr(rules, "_RULES", [r for r in rules._RULES if r.__name__ != lifted])
+    monkeypatch.setattr(grid, "OPTIONS", tuple(o for o in grid.OPTIONS if o != "optim=adamw" or not extra) + extra)
+    grid.run([(method, "single")], 1, tmp_path)
+    grid.run([(method, "fsdp")], 2, tmp_path)
+    loss, norm = grid.differences(tmp_path, method, "fsdp")
+    assert loss > grid.LOSS or norm > grid.NORM
