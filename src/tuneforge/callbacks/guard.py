@@ -168,8 +168,9 @@ def agreed(trainer: pl.Trainer, flag: bool) -> bool:
 
 
 def any_process(trainer: pl.Trainer, flags: Tensor) -> Tensor:
-    """The largest of each number over the processes, on the device; in place."""
+    """The largest of each number over the processes, on the device."""
     if trainer.world_size > 1:
+        flags = flags.to(trainer.strategy.root_device)
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
     return flags
 

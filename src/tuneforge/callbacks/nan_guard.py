@@ -130,7 +130,7 @@ class NanGuard(StepGuard[_Step]):
             # Momentum still moves the weights: the most that can be held back without asking the device.
             for p in parameters:
                 gradient = p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
-                gradient.masked_fill_(bad.bool(), 0.0)
+                gradient.masked_fill_(bad.bool().to(gradient.device), 0.0)
         self.keep(
             _Step(facts.step, Late(torch.stack([bad, facts.loss.float(), facts.grad_norm.float()])), self._losses)
         )

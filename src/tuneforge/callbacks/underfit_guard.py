@@ -73,7 +73,7 @@ class UnderfitGuard(Guard):
         # An adapter's A matrix has none in the first step, where B is zero.
         if self._looks < LOOKS and facts.step > 1:
             self._looks += 1
-            had = torch.stack([_moves(p.grad) for group in optimizer.param_groups for p in group["params"]])
+            had = torch.stack([_has_gradient(p) for group in optimizer.param_groups for p in group["params"]])
             self._had_gradient = had if self._had_gradient is None else torch.maximum(self._had_gradient, had)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -158,11 +158,15 @@ def _sample(parameter: Tensor) -> Tensor:
     """Up to `SAMPLED` elements of this process's part, evenly apart."""
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     flat = local.detach().flatten()
+    if not len(flat):
+        return flat.new_zeros(1)  # a split tensor may have fewer rows than there are processes
     return flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].clone()
 
 
-def _moves(gradient: Tensor | None) -> Tensor:
+def _has_gradient(parameter: Tensor) -> Tensor:
+    """1 where any element of this process's part has one; shape []."""
+    gradient = parameter.grad
     if gradient is None:
-        return torch.zeros(())
+        return torch.zeros((), device=parameter.device)
     local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
     return (local != 0).any().float()

@@ -206,10 +206,12 @@ class Objective(pl.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         assert self._step_loss is not None
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._facts = StepFacts(
             step=self.trainer.global_step + 1,
             loss=self.trainer.strategy.reduce(self._step_loss, reduce_op="sum"),
-            grad_norm=norm.full_tensor() if isinstance(norm, DTensor) else norm,
+            # Where weights wait in host memory, so do their gradients.
+            grad_norm=norm.to(self._step_loss.device),
         )
         self._step_loss = None
         for watch in self.watchers:
