@@ -18,6 +18,7 @@ from tuneforge.artifacts.folder import write_text
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.guard import Late, StepGuard, agreed, any_process, steps
 from tuneforge.callbacks.kept_states import KeptStates, scale_rate
+from tuneforge.compat import is_4bit
 from tuneforge.errors import Problem, RefusedError
 from tuneforge.method import Method
 from tuneforge.schema import Config
@@ -268,9 +269,13 @@ class NanGuard(StepGuard[_Step]):
 
 def not_finite(pl_module: Any, *, trained: bool = False) -> list[str]:
     """Names of parameters (of the trained ones alone) that hold NaN or infinite numbers, on this process."""
+    # Packed 4-bit numbers are stored in a floating type, and as such they are anything.
+    packed = {module.weight for module in pl_module.modules() if is_4bit(module)}
     named = [
-        (n, p) for n, p in pl_module.named_parameters() if p.is_floating_point() and (p.requires_grad or not trained)
+        (name, p.to_local() if isinstance(p, DTensor) else p)
+        for name, p in pl_module.named_parameters()
+        if p.is_floating_point() and p not in packed and (p.requires_grad or not trained)
     ]
-    local = [p.to_local() if isinstance(p, DTensor) else p for _, p in named]
-    flags = torch.stack([torch.isfinite(p.detach()).all() for p in local]).tolist()
-    return [name for (name, _), fine in zip(named, flags, strict=True) if not fine]
+    flags = [torch.isfinite(p.detach()).all() for _, p in named]
+    fine = torch.stack([flag.to(pl_module.device) for flag in flags]).tolist()
+    return [name for (name, _), sound in zip(named, fine, strict=True) if not sound]
