@@ -9,7 +9,7 @@ def gates(ran):
 
 
 def test_a_healthy_short_run_of_the_defaults_fires_no_guard(command):
-    ran = command(*SHORT, "trainer.max_steps=12", "batch.effective=32", "trainer.val_check_interval=4")
+    ran = command(*SHORT, "trainer.max_steps=8", "batch.effective=32", "trainer.val_check_interval=4")
     assert ran.code == 0
     assert "warning" not in ran.out
     assert {name: g["count"] for name, g in ran.record["guards"].items()} == {

@@ -172,7 +172,7 @@ def test_modules_are_in_train_mode_during_training(command):
             self.context = None
 
     check = StartChecks()
-    check.done = True
+    check.done = check.room_checked = True
     module = Asleep()
     module.context = type("C", (), {"config": None})()
     with pytest.raises(AssertionError, match="eval mode"):
