@@ -126,7 +126,7 @@ def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    for name in ("g++", "c++", "gcc", "clang++", "ninja"):
+    for name in ("g++", "c++", "gcc", "clang++"):
         bench.tool(name)
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(device, "_python_header", lambda: tmp_path / "Python.h")
@@ -138,7 +138,7 @@ def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     memory = namedtuple("Memory", "total available")(32 * GIB, 20 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     bench.free(100 * GIB)
-    bench.versions(deepspeed="0.19.0", **{part.package.replace("-", "_"): "99" for part in packages.PARTS})
+    bench.versions(**{part.package.replace("-", "_"): "99" for part in packages.PARTS})
     bench.versions(**{part.package.replace("-", "_"): "5" for part in packages.PARTS if part.package != "pyarrow"})
-    bench.versions(pyarrow="26.0.1", kernels=None, hydra_optuna_sweeper="1.4.0rc3")
+    bench.versions(pyarrow="26.0.1", deepspeed="0.19.8", kernels=None, hydra_optuna_sweeper="1.4.0rc3")
     return bench

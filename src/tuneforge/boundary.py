@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from tuneforge.errors import TuneforgeError
+from tuneforge.errors import LostError, TuneforgeError
 from tuneforge.schema import Config
 
 
@@ -36,6 +36,12 @@ def _explained(config: Config, error: RuntimeError | OSError) -> TuneforgeError 
             f"a process that collates batches died ({_first_line(text)}): too little shared or host memory, mostly",
             path="data.num_workers",
             fix="set data.num_workers=0, or give the container more shared memory (--shm-size=8g)",
+        )
+    if isinstance(error, torch.distributed.DistBackendError) or "gloo" in text:
+        return LostError(
+            "process-lost",
+            f"another process of this run is gone: {_first_line(text)}",
+            fix="mostly the host's memory ran out (see dmesg), or its machine went away; resume=auto goes on",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TuneforgeError(

@@ -1,9 +1,12 @@
 """A checked config into objects: tokenizer, rows of tokens, settled numbers, trainer."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +15,7 @@ from tuneforge import adapters, rules
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
 from tuneforge.artifacts.folder import RunFolder
 from tuneforge.artifacts.loggers import MetricsFile
+from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.last_evaluation import LastEvaluation
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
@@ -38,7 +42,7 @@ from tuneforge.models import (
 )
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
-from tuneforge.settle import Costs, settle
+from tuneforge.settle import Costs, fits_whole, settle
 from tuneforge.targets import make
 from tuneforge.vocabulary import add_tokens
 
@@ -76,7 +80,10 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     general = tuple(_general(config, tokenizer, max_length))
     num_classes = len(classes.names) if classes else 0
     auto = not isinstance(config.batch.per_device, int)
-    costs = estimable(architecture.to_dict(), tree["method"], num_classes) if auto else None
+    costs = estimable(architecture.to_dict(), tree, num_classes) if auto else None
+    if config.strategy.name == "auto" and machine.world_size > 1 and costs is not None:
+        holds_all = fits_whole(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
+        machine, costs = _spread(machine, tree, costs, holds_all)
     settled = settle(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
     return Context(
         config,
@@ -163,7 +170,16 @@ def _refuse_what_cannot_work(
         raise TuneforgeError.of(found)
 
 
-def estimable(architecture: dict[str, Any], method: dict[str, Any], num_classes: int) -> Costs:
+def _spread(machine: Machine, tree: dict[str, Any], costs: Costs, holds_all: bool) -> tuple[Machine, Costs]:
+    """What strategy=auto makes of several devices: copies where each holds everything, else parts of the weights."""
+    if holds_all or not rules.may_split(tree):
+        say(f"strategy=auto: ddp, {'the model fits on a device' if holds_all else 'the weights cannot be split here'}")
+        return machine, costs
+    say("strategy=auto: fsdp, the model does not fit on a device")
+    return dataclasses.replace(machine, holds_all=False), dataclasses.replace(costs, splits=True)
+
+
+def estimable(architecture: dict[str, Any], tree: dict[str, Any], num_classes: int) -> Costs:
     """What the memory estimate needs; `num_classes` is 0 for a language model.
 
     Raises:
@@ -171,7 +187,7 @@ def estimable(architecture: dict[str, Any], method: dict[str, Any], num_classes:
     """
     try:
         shape = ModelShape.from_hf_config(architecture).with_classes(num_classes)
-        return Costs(shape, Trainable.of_method(method))
+        return Costs(shape, Trainable.of_method(tree["method"]), rules.splits_weights(tree), rules.parts_in_host(tree))
     except TuneforgeError as error:
         raise TuneforgeError(
             "no-memory-estimate",
@@ -256,11 +272,13 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
         default_root_dir=context.folder.root,
         accelerator="gpu" if context.machine.kind == "cuda" else context.machine.kind,
         devices=_devices(context.machine),
+        num_nodes=context.machine.num_nodes,
         strategy=make(context.tree["strategy"], context.machine),
         precision=settled.precision,  # type: ignore[arg-type]
         max_epochs=1,
         max_steps=settled.num_steps,
         accumulate_grad_batches=settled.accumulate,
+        gradient_clip_val=config.trainer.gradient_clip_val,
         val_check_interval=settled.eval_every * settled.accumulate,
         check_val_every_n_epoch=None,
         log_every_n_steps=config.trainer.log_every_n_steps,
@@ -273,14 +291,25 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
         inference_mode=False,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=_plugins(callbacks, context.machine),
     )
 
 
+def _plugins(callbacks: Sequence[Callback], machine: Machine) -> list[Any]:
+    """What writes checkpoints, and who the processes are.
+
+    Whoever started them, `World` has put torchrun's variables into the environment. Left to itself, Lightning would
+    take over signals under SLURM, and requeue jobs with checkpoints of its own.
+    """
+    background = next((c.background for c in callbacks if isinstance(c, Checkpoints)), None)
+    environment = TorchElasticEnvironment() if machine.world_size > 1 else LightningEnvironment()
+    return [AtomicCheckpointIO(background), environment]
+
+
 def _devices(machine: Machine) -> int | list[int]:
-    """Lightning's word for this process's device: the count where there are several, else which one."""
+    """Lightning's word for a machine's devices: the count where there are several processes, else which one."""
     if machine.world_size > 1 or machine.kind != "cuda":
-        return machine.world_size
+        return machine.world_size // machine.num_nodes
     return [machine.device.index]
 
 

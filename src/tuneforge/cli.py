@@ -23,6 +23,7 @@ from tuneforge.errors import (
     near,
     print_problems,
 )
+from tuneforge.world import find_world, is_main_process
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,12 @@ def run(argv: Sequence[str]) -> int:
         except TuneforgeError as error:
             if os.environ.get("TUNEFORGE_DEBUG") == "1":
                 traceback.print_exc()
-            print_problems(error.problems)
+            if is_main_process():
+                print_problems(error.problems)
             return error.exit_code
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)  # noqa: T201
+            if is_main_process():
+                print("interrupted", file=sys.stderr)  # noqa: T201
             return EXIT_SIGINT
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -142,6 +145,9 @@ COMMON = ("--help", "--version", "--config-dir")
 def _run(argv: list[str]) -> int:
     if any(a.partition("=")[0] in HYDRA_FLAGS for a in argv):
         return _hydra(argv)
+    world = find_world()
+    if world.size > 1:
+        os.environ.update(world.variables())
     flags, rest = _parser().parse_known_args(argv)
     request = _request(flags, rest)
     if flags.version:
@@ -207,6 +213,12 @@ def _multirun(request: Request) -> int:
 
     if request.base is not None:
         raise TuneforgeError("sweep-of-a-run", "--multirun does not start from a run", fix="sweep over an experiment")
+    if find_world().size > 1:
+        raise TuneforgeError(
+            "sweep-under-launcher",
+            "under torchrun or srun each process would sweep for itself",
+            fix="start one process: each trial starts its own (trainer.devices=N)",
+        )
     config_dirs = request.flags.config_dir
     folders = [part for folder in config_dirs for part in ("--config-dir", str(folder.resolve()))]
     return _hydra(["--multirun", *folders, *check_sweep(request.overrides, config_dirs)])

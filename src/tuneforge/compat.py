@@ -1,9 +1,17 @@
 """Every work-around for a library under us, each with the release at which it can go."""
 
+import importlib.metadata
+import logging
+import os
 import sys
 from typing import Any
 
+from packaging.version import Version
+
 from tuneforge.errors import TuneforgeError
+
+OLDEST_DEEPSPEED = Version("0.19.8")
+"""Has `managed_gradient_accumulation`."""
 
 
 def import_bitsandbytes() -> None:
@@ -29,6 +37,33 @@ def import_bitsandbytes() -> None:
             del sys.modules["kernels"]
         else:
             sys.modules["kernels"] = hidden
+
+
+def import_deepspeed(kind: str) -> None:
+    """Import DeepSpeed for a kind of device (cuda or cpu), without what it would build or say.
+
+    On a CPU it compiles a collective of its own at first use (DeepSpeed 0.19, comm/torch.py), for 36 s and with a
+    compiler, Python's headers and ninja; gloo has it. It goes when that becomes opt-in.
+
+    Raises:
+        TuneforgeError: it is not installed, or cannot be imported.
+    """
+    os.environ["DS_ACCELERATOR"] = kind
+    fix = "pip install 'tuneforge[deepspeed]', or use strategy=fsdp"
+    try:
+        found = importlib.metadata.version("deepspeed")
+        import deepspeed
+    except ImportError as error:
+        raise TuneforgeError(
+            "no-deepspeed", f"needs DeepSpeed, which cannot be imported: {error}", path="strategy", fix=fix
+        ) from error
+    if Version(found) < OLDEST_DEEPSPEED:
+        # It would count micro-batches itself, in silence, and step after each of them.
+        message = f"needs DeepSpeed {OLDEST_DEEPSPEED} or newer, and {found} is installed"
+        raise TuneforgeError("no-deepspeed", message, path="strategy", fix=fix)
+    if kind == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.ERROR)
 
 
 def enable_checkpointing(model: Any, selective: bool = False) -> None:

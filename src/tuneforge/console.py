@@ -8,6 +8,7 @@ import warnings
 from rich.console import Console
 
 from tuneforge.errors import JSON_ERRORS, Problem, print_problems
+from tuneforge.world import is_main_process
 
 console = Console(stderr=False, highlight=False, soft_wrap=True)
 """Shared by the progress bar, so that lines printed while it is drawn appear above it."""
@@ -16,17 +17,12 @@ console = Console(stderr=False, highlight=False, soft_wrap=True)
 _CHATTY = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
     "lightning.fabric.utilities.seed",
     "lightning.pytorch.trainer.connectors.signal_connector",
     "bitsandbytes.backends.cpu.ops",
-    "torch.distributed.run",
-    "torch.distributed.elastic.multiprocessing.redirects",
+    "lightning.fabric.utilities.distributed",
 )
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes: rank 0, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(line: str) -> None:

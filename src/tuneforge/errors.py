@@ -67,6 +67,12 @@ class RefusedError(TuneforgeError):
     exit_code = EXIT_REFUSED
 
 
+class LostError(TuneforgeError):
+    """Another process of the run is gone: exit code 1, as of the fault that ended it."""
+
+    exit_code = EXIT_BUG
+
+
 def near(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """The known names closest to `name`, best first; a name within two edits is always among them."""
     names = list(dict.fromkeys(known))

@@ -69,7 +69,8 @@ def signal_received(trainer: pl.Trainer) -> int | None:
 def export(context: Context, trainer: pl.Trainer, module: Any) -> None:
     """Write adapter or model, tokenizer and chat template as `from_pretrained` reads them."""
     strategy = trainer.strategy
-    with strategy.gathered(module.model) if isinstance(strategy, Sharding) else nullcontext():
+    everything = context.method.trains_base
+    with strategy.gathered(module.model, everything=everything) if isinstance(strategy, Sharding) else nullcontext():
         if trainer.is_global_zero:
             _write(context, module)
 
@@ -78,8 +79,10 @@ def _write(context: Context, module: Any) -> None:
     is_adapter = not context.method.trains_base
     folder = context.folder.result(is_adapter)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    model = module.model if is_adapter else module.model.to(getattr(torch, context.settled.base_dtype))
-    context.method.save(model, temporary)
+    if not is_adapter:
+        for parameter in module.model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, context.settled.base_dtype))
+    context.method.save(module.model, temporary)
     context.tokenizer.save_pretrained(temporary)
     if isinstance(context.train_rows, LabelledRows):
         # Beside an adapter too: labels, padding and loss, without which its head cannot be read.

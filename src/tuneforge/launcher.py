@@ -1,84 +1,121 @@
 """Several processes on this machine, each started from the resolved config and never from the command line.
 
-Lightning's own launcher would rebuild the command from `sys.argv`: under a sweep each rank would then compose, and
-sample, for itself. Here the parent composes once and torchrun's agent starts, watches and ends the children.
+Lightning's own launcher would rebuild the command from `sys.argv`: under a sweep each process would then compose, and
+sample, for itself. Here the parent composes once, and starts, signals and ends its children.
 """
 
 import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from tuneforge.artifacts.folder import RunFolder, read_json, write_json
-from tuneforge.compose import Composed, structure, used_plugins
-from tuneforge.errors import EXIT_BUG, EXIT_OF
-from tuneforge.plugins import registry
-from tuneforge.plugins.discovery import discover
-from tuneforge.provenance import Origin
+from tuneforge.artifacts.claim import Claim
+from tuneforge.artifacts.folder import read_json, write_json
+from tuneforge.compose import Composed
+from tuneforge.errors import EXIT_BUG, EXIT_OF, EXIT_OK, Problem, print_problems
+from tuneforge.exchange import LISTENING
+from tuneforge.handover import pack, pack_place
 from tuneforge.resume import Place
-from tuneforge.schema import Config
+from tuneforge.world import AGENT_STORE, World
 
 PR_SET_PDEATHSIG = 1
 """prctl(2)."""
+GRACE = 30.0
+"""Seconds that processes have to end by themselves after one of them failed."""
+
+Child = subprocess.Popen[bytes]
 
 
 def run_processes(composed: Composed, place: Place, devices: int) -> int:
-    """Train in `devices` processes; returns the exit code of the run, which torchrun itself flattens to 1."""
-    with tempfile.TemporaryDirectory(prefix="tuneforge-") as folder:
-        handover, outcome = Path(folder) / "run.json", Path(folder) / "exit"
-        handover.write_text(json.dumps(pack(composed, place)), encoding="utf-8")
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"),
-            *("-m", "tuneforge.worker", str(handover), str(outcome)),
-        ]
-        # torchrun otherwise sets one thread a process and says so on the console.
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // devices))
-        # A session of its own: signals reach the children through us alone, and each of them once.
-        agent = subprocess.Popen(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
-            start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509  there are no other threads yet
-        )
-        signalled = _wait(agent, Path(folder), devices)
-        if outcome.is_file():
-            code = int(outcome.read_text())
-        else:
-            code = EXIT_OF[signalled] if signalled else (agent.returncode or EXIT_BUG)
-    _write_exit(place.folder.record, code)
+    """Train in `devices` processes; returns the exit code of the run, which is that of the first process."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tuneforge-") as folder,
+        # The first process serves at it: no other program can take the port in between.
+        socket.create_server(("127.0.0.1", 0)) as listening,
+    ):
+        handover = Path(folder) / "run.json"
+        handover.write_text(json.dumps({"config": pack(composed), "place": pack_place(place)}), encoding="utf-8")
+        port = listening.getsockname()[1]
+        worlds = [World(rank, devices, rank, devices, "127.0.0.1", port) for rank in range(devices)]
+        shared = [listening.fileno(), *([place.claim.descriptor] if isinstance(place.claim, Claim) else [])]
+        children = [_start(world, handover, shared if world.rank == 0 else []) for world in worlds]
+        code = _wait(children)
+    write_exit(place.folder.record, code)
     return code
 
 
-def _wait(agent: "subprocess.Popen[bytes]", folder: Path, devices: int) -> signal.Signals | None:
-    """Wait for torchrun's agent, passing signals on to its workers; returns the last one.
+def _start(world: World, handover: Path, shared: Sequence[int]) -> Child:
+    """One process; the first shares the listening socket, and holds the run folder as long as it lives."""
+    environment = {**os.environ, **world.variables(), AGENT_STORE: "False"}
+    # Else every process would start as many threads as there are cores.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world.size)))
+    if shared:
+        environment[LISTENING] = str(shared[0])
+    return subprocess.Popen(
+        [sys.executable, "-m", "tuneforge.worker", str(handover)],
+        env=environment,
+        pass_fds=shared,
+        # A session of its own: signals reach the children through us alone, and each of them once.
+        start_new_session=True,
+        preexec_fn=end_with_parent,  # noqa: PLW1509  there are no other threads yet
+    )
 
-    Not to the agent: it would kill workers whose step and checkpoint take more than 30 seconds.
-    """
-    received: list[signal.Signals] = []
+
+def _wait(children: Sequence[Child]) -> int:
+    """Pass signals on until every child has ended; after a failure those that hang are killed."""
+    received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-        workers = [int(p.read_text()) for p in folder.glob("pid-*")]
-        if len(workers) < devices:
-            agent.terminate()
-        for pid in workers:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        received.append(number)
+        for child in children:
+            child.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in EXIT_OF}
+    failed_at: float | None = None
     try:
-        agent.wait()
+        while any(child.poll() is None for child in children):
+            if failed_at is None and any(child.returncode for child in children):
+                failed_at = time.monotonic()
+                lost = {rank: c.returncode for rank, c in enumerate(children) if (c.returncode or 0) < 0}
+                if not received:
+                    _tell(lost, len(children))
+            if failed_at is not None and time.monotonic() > failed_at + GRACE:
+                _kill(children)
+            time.sleep(0.02)
     finally:
+        _kill(children)
         for number, handler in before.items():
             signal.signal(number, handler)
-    return received[-1] if received else None
+    codes = [child.returncode for child in children]
+    if not any(codes):
+        return EXIT_OK
+    if codes[0] < 0 and received:
+        return EXIT_OF[signal.Signals(received[-1])]
+    return next((code for code in codes if code > 0), EXIT_BUG)
+
+
+def _tell(lost: dict[int, int], size: int) -> None:
+    """Name the processes that something killed; one that failed by itself has said why."""
+    for rank, code in lost.items():
+        message = f"process {rank} of {size} was ended by {signal.Signals(-code).name}"
+        fix = "mostly the host's memory ran out (see dmesg); resume=auto goes on from the last checkpoint"
+        print_problems([Problem("process-killed", message, fix=fix)])
+
+
+def _kill(children: Sequence[Child]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
 
 
 def end_with_parent() -> None:
@@ -87,45 +124,9 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _write_exit(record: Path, code: int) -> None:
-    """A worker that was killed has written nothing of its end."""
-    facts = read_json(record) if record.is_file() else {"exit": code}
-    if facts["exit"] != code:
-        write_json(record, {**facts, "status": "failed", "exit": code})
-
-
-def pack(composed: Composed, place: Place) -> dict[str, Any]:
-    """What a child needs, as JSON."""
-    return {
-        "tree": composed.tree,
-        "choices": composed.choices,
-        "overrides": composed.overrides,
-        "origins": {k: o.as_dict() for k, o in composed.origins.items()},
-        "pickers": composed.pickers,
-        "config_dirs": [str(d) for d in composed.config_dirs],
-        "run_dir": str(composed.run_dir),
-        "base": str(composed.base) if composed.base else None,
-        "folder": str(place.folder.root),
-        "checkpoint": str(place.checkpoint) if place.checkpoint else None,
-    }
-
-
-def unpack(path: Path) -> tuple[Composed, Place]:
-    """The opposite of `pack`, from its file."""
-    packed = read_json(path)
-    registry.use(discover())
-    origins = {k: Origin.of_dict(o) for k, o in packed["origins"].items()}
-    composed = Composed(
-        config=structure(Config, packed["tree"]),
-        tree=packed["tree"],
-        choices=packed["choices"],
-        overrides=tuple(packed["overrides"]),
-        origins=origins,
-        run_dir=Path(packed["run_dir"]),
-        pickers=packed["pickers"],
-        config_dirs=tuple(map(Path, packed["config_dirs"])),
-        plugins=used_plugins(packed["choices"], packed["tree"]),
-        base=Path(packed["base"]) if packed["base"] else None,
-    )
-    checkpoint = Path(packed["checkpoint"]) if packed["checkpoint"] else None
-    return composed, Place(RunFolder(Path(packed["folder"])), checkpoint)
+def write_exit(record: Path, code: int) -> None:
+    """Correct a record: a process that was killed has written nothing of its end, or another's failure came first."""
+    with suppress(FileNotFoundError):
+        facts = read_json(record)
+        if facts["exit"] != code:
+            write_json(record, {**facts, "status": "failed", "exit": code})

@@ -9,6 +9,7 @@ import torch
 from tuneforge.errors import TuneforgeError
 from tuneforge.schema import Config
 from tuneforge.schema.hardware import Hardware
+from tuneforge.world import find_world
 
 GIB = 2**30
 
@@ -26,8 +27,12 @@ class Machine:
     fp16: bool
     world_size: int = 1
     rank: int = 0
+    num_nodes: int = 1
+    """Machines, each with as many processes."""
     capability: float | None = None
     """NVIDIA's feature level; None for other devices."""
+    holds_all: bool = True
+    """The device has the memory for a copy of everything that the run needs."""
 
     @property
     def kind(self) -> str:
@@ -51,17 +56,29 @@ def detect(config: Config) -> Machine:
             path="trainer.accelerator",
             fix="drop the key, or install a torch build for the device",
         )
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world = find_world()
+    place = (world.size, world.rank, world.num_nodes)
     if kind == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if world.local_rank >= torch.cuda.device_count():
+            raise _too_few_gpus(world.local_size)
+        device = torch.device("cuda", world.local_rank)
         facts = torch.cuda.get_device_properties(device)
         # A ROCm build numbers AMD's own generations, which compare with nothing.
         level = None if torch.version.hip else facts.major + facts.minor / 10
-        return Machine(device, facts.name, facts.total_memory, facts.major >= 8, True, world_size, rank, level)
+        return Machine(device, facts.name, facts.total_memory, facts.major >= 8, True, *place, level)
     memory = psutil.virtual_memory().total
     if kind == "mps":
-        return Machine(torch.device("mps"), "Apple GPU", memory, False, True, world_size, rank)
-    return Machine(torch.device("cpu"), f"CPU, {os.cpu_count()} cores", memory, False, False, world_size, rank)
+        return Machine(torch.device("mps"), "Apple GPU", memory, False, True, *place)
+    return Machine(torch.device("cpu"), f"CPU, {os.cpu_count()} cores", memory, False, False, *place)
+
+
+def _too_few_gpus(processes: int) -> TuneforgeError:
+    return TuneforgeError(
+        "too-few-gpus",
+        f"{processes} processes are on this machine, and this one sees {torch.cuda.device_count()} GPUs",
+        path="trainer.devices",
+        fix="start one for each GPU; under SLURM ask for --gpus-per-node=N, so that each task sees all of them",
+    )
 
 
 def is_present(hardware: Hardware, machine: Machine) -> bool:

@@ -32,6 +32,8 @@ class Method:
     """Trains the embeddings of `model.add_tokens` (`tuneforge.vocabulary.added_tokens` has their ids)."""
     packs: ClassVar[bool] = True
     """Documents of a packed row stay apart under it."""
+    reads_gradients: ClassVar[bool] = False
+    """`on_step_end` reads the gradients of the step."""
     footprint: ClassVar[Footprint] = "full"
     """How memory is estimated; what says nothing counts as training everything."""
     quantises: ClassVar[Literal[0, 4, 8]] = 0

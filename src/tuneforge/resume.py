@@ -1,19 +1,24 @@
 """Which folder a run writes to, and which checkpoint it goes on from."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuneforge.artifacts import whole
-from tuneforge.artifacts.folder import RunFolder, read_json
+from tuneforge.artifacts.claim import Claim, HeldError
+from tuneforge.artifacts.folder import RunFolder
 from tuneforge.compose import Composed
 from tuneforge.console import say, warn
 from tuneforge.data.source import Source
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.interpolation import leaves, lookup
+from tuneforge.world import restarts
 
 # What may differ between a run and its resumption: where it looks, what it prints, how long it goes on.
 MAY_CHANGE = (
@@ -29,6 +34,10 @@ MAY_CHANGE = (
 )
 
 
+# What conf/config.yaml names a run folder after: the second it was composed in.
+_SECOND = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d")
+
+
 @dataclass(frozen=True)
 class Place:
     """A run's folder, and the checkpoint to go on from, if any."""
@@ -37,6 +46,8 @@ class Place:
     checkpoint: Path | None = None
     finished: bool = False
     """The run has ended and there is nothing left to do."""
+    claim: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    """Held until the run ends, by the process that chose the place."""
 
     @property
     def step(self) -> int:
@@ -48,22 +59,43 @@ def choose(composed: Composed, rows: Source) -> Place:
     """The place of this run by `resume`: none, auto, a run folder or a checkpoint.
 
     Raises:
-        TuneforgeError: the folder holds another run; what is to be resumed is damaged, or its config or rows changed.
+        TuneforgeError: the folder holds another run, or one that is running; what is to be resumed is damaged or cannot
+            be read, or its config or rows changed.
     """
-    wanted = composed.config.resume
-    if wanted is None:
-        return fresh(composed)
-    if wanted == "auto":
-        found = newest_unfinished(composed)
-        if found is None:
-            say("resume=auto: no unfinished run of this config, starting fresh")
+    with _disk_errors_told():
+        wanted = composed.config.resume
+        if wanted is None and restarts():
+            say("torchrun has started this run again: going on as with resume=auto")
+            wanted = "auto"
+        if wanted is None:
             return fresh(composed)
-        return _continue(composed, rows, found)
+        if wanted == "auto":
+            return _newest(composed, rows)
+        return _named(composed, rows, wanted)
+
+
+def _newest(composed: Composed, rows: Source) -> Place:
+    """The newest unfinished run of this config; else what a run of this config that is done left in the run folder.
+
+    The latter is a job that was queued again after its end: it must not fail.
+    """
+    for root in unfinished(composed):
+        try:
+            return _continue(composed, rows, root)
+        except HeldError as held:
+            say(f"resume=auto: {held}, and is left to it")
+    if _facts(composed.run_dir / "run.json").get("identity") == identity(composed.tree):
+        return _held(composed, rows, composed.run_dir)
+    say("resume=auto: no unfinished run of this config, starting fresh")
+    return fresh(composed)
+
+
+def _named(composed: Composed, rows: Source, wanted: str) -> Place:
     path = Path(wanted).expanduser()
     if (path / whole.MANIFEST).is_file() or (path.is_dir() and path.parent.name == "checkpoints"):
-        return _continue(composed, rows, path.parent.parent, path)
+        return _held(composed, rows, path.parent.parent, path)
     if (path / "run.json").is_file():
-        return _continue(composed, rows, path)
+        return _held(composed, rows, path)
     raise TuneforgeError(
         "nothing-to-resume",
         f"{wanted} is neither a run folder (with run.json) nor a checkpoint (step-... with {whole.MANIFEST})",
@@ -78,36 +110,68 @@ def identity(tree: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def newest_unfinished(composed: Composed) -> Path | None:
-    """The newest folder under `output_root` (or the run folder itself) whose run has this identity and did not end."""
+def unfinished(composed: Composed) -> list[Path]:
+    """Folders under `output_root`, and the run folder, whose run has this identity and did not end; newest first."""
     wanted = identity(composed.tree)
     records = [*Path(composed.config.output_root).rglob("run.json"), composed.run_dir / "run.json"]
     fitting = []
     for record in {r.resolve() for r in records if r.is_file()}:
-        facts = read_json(record)
+        facts = _facts(record)
         if facts.get("identity") == wanted and facts.get("status") != "done":
             fitting.append((str(facts.get("started")), record.parent))
-    return max(fitting)[1] if fitting else None
+    return [root for _, root in sorted(fitting, reverse=True)]
 
 
 def fresh(composed: Composed) -> Place:
-    """The run folder of a run that starts.
+    """The run folder of a run that starts; `-2` and so on is added to one named by the second that another took.
 
     Raises:
-        TuneforgeError: it holds a run already.
+        TuneforgeError: it holds a run already, or cannot be made.
     """
-    if (composed.run_dir / "run.json").exists():
+    root = composed.run_dir
+    by_second = _SECOND.fullmatch("/".join(root.parts[-2:])) is not None
+    with _disk_errors_told():
+        for number in itertools.count(1):
+            folder = root if number == 1 else root.with_name(f"{root.name}-{number}")
+            try:
+                claim = Claim(folder, new=by_second)
+            except FileExistsError:
+                if by_second:
+                    continue
+                raise
+            except HeldError as held:
+                raise _in_use(held) from held
+            break
+    if (root / "run.json").exists() and not by_second:
+        claim.release()
         raise TuneforgeError(
             "folder-in-use",
-            f"{composed.run_dir} already holds a run, and nothing is overwritten",
+            f"{root} already holds a run, and nothing is overwritten",
             path="hydra.run.dir",
-            fix=f"choose another folder, or go on with it: resume={composed.run_dir}",
+            fix=f"choose another folder, or go on with it: resume={root}",
         )
-    return Place(RunFolder(composed.run_dir))
+    return Place(RunFolder(folder), claim=claim)
+
+
+def _held(composed: Composed, rows: Source, root: Path, checkpoint: Path | None = None) -> Place:
+    try:
+        return _continue(composed, rows, root, checkpoint)
+    except HeldError as held:
+        raise _in_use(held) from held
 
 
 def _continue(composed: Composed, rows: Source, root: Path, checkpoint: Path | None = None) -> Place:
-    facts = read_json(root / "run.json")
+    claim = Claim(root)
+    try:
+        return _go_on(composed, rows, claim, checkpoint)
+    except BaseException:
+        claim.release()
+        raise
+
+
+def _go_on(composed: Composed, rows: Source, claim: Claim, checkpoint: Path | None) -> Place:
+    root = claim.root
+    facts = _record(root / "run.json")
     if facts["identity"] != identity(composed.tree):
         raise _config_changed(composed, root)
     _refuse_other_rows(composed, root, facts["data"], rows)
@@ -116,7 +180,7 @@ def _continue(composed: Composed, rows: Source, root: Path, checkpoint: Path | N
         whole.require(checkpoint)
     elif facts["status"] == "done" and _max_steps(root) == composed.config.trainer.max_steps:
         say(f"resume: {root} is finished, and there is nothing left to do; trainer.max_steps=N trains it further")
-        return Place(RunFolder(root), finished=True)
+        return Place(RunFolder(root), finished=True, claim=claim)
     else:
         checkpoint, damaged = whole.newest(root / "checkpoints")
         for path, wrong in damaged.items():
@@ -125,7 +189,49 @@ def _continue(composed: Composed, rows: Source, root: Path, checkpoint: Path | N
         say(f"resume: {root} has no whole checkpoint, starting it over")
     else:
         say(f"resuming {root} from {checkpoint.name}")
-    return Place(RunFolder(root), checkpoint)
+    return Place(RunFolder(root), checkpoint, claim=claim)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """A run.json that must be one.
+
+    Raises:
+        TuneforgeError: it is not.
+    """
+    facts = _facts(path)
+    if not {"identity", "status", "data"} <= facts.keys():
+        raise TuneforgeError(
+            "not-a-record", f"{path} is no record of a run", path="resume", fix="name another run, or start a new one"
+        )
+    return facts
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What a run.json says; nothing where there is none, or another program's."""
+    try:
+        facts: object = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+@contextmanager
+def _disk_errors_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TuneforgeError(
+            "folder-not-usable",
+            f"{error.filename or 'a run folder'}: {error.strerror or error}",
+            path="output_root",
+            fix="runs are looked for and written there: choose a folder that you may read and write",
+        ) from error
+
+
+def _in_use(held: HeldError) -> TuneforgeError:
+    return TuneforgeError(
+        "run-in-use", f"{held}, and one run at a time writes there", path="resume", fix="wait for it, or end it first"
+    )
 
 
 def _config_of(root: Path) -> dict[str, Any]:

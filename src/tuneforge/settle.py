@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tuneforge.data.batches import Rows
+from tuneforge.errors import TuneforgeError
 from tuneforge.machine import Machine, usable_bytes
-from tuneforge.plan.memory import largest_per_device
+from tuneforge.plan.memory import Setting, largest_per_device
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
 
@@ -54,6 +55,10 @@ class Costs:
 
     shape: ModelShape
     trainable: Trainable
+    splits: bool = False
+    """The strategy gives each device a part of the weights."""
+    parts_in_host: bool = False
+    """Those parts wait in host memory."""
 
 
 def precision(config: Config, machine: Machine) -> str:
@@ -72,6 +77,53 @@ def base_dtype(config: Config, precision_name: str) -> str:
     return {"bf16": "bfloat16", "16": "float16", "32": "float32"}[precision_name.split("-", maxsplit=1)[0]]
 
 
+def memory_setting(
+    config: Config,
+    machine: Machine,
+    rows: Rows,
+    max_length: int,
+    costs: Costs,
+    *,
+    checkpointing: bool | Literal["selective"],
+) -> Setting:
+    """What the memory estimate is asked for this run."""
+    compute = precision(config, machine)
+    return {
+        "method": costs.trainable,
+        "max_length": max_length,
+        # Of a quantised method the estimate itself knows the bits.
+        "weight_bits": 32 if compute.startswith("32") else 16,
+        "optimizer_bytes_per_param": config.optim.state_bytes,
+        "logits_rows_fraction": float(rows.num_labels.sum() / rows.num_tokens.sum()),
+        "attention": config.model.attn_implementation,
+        "compute_bytes": 4 if compute.startswith("32") else 2,
+        "gradient_checkpointing": checkpointing,
+        "activation_offload": config.trainer.activation_offload and machine.kind == "cuda",
+        "split_over": machine.world_size if costs.splits else 1,
+        "parts_in_host": costs.parts_in_host,
+        "device_kind": machine.kind,
+    }
+
+
+def recomputes(config: Config, machine: Machine, may_checkpoint: bool) -> bool | Literal["selective"]:
+    """`trainer.gradient_checkpointing` with `auto` worked out."""
+    wanted = config.trainer.gradient_checkpointing
+    return may_checkpoint and machine.kind != "cpu" if wanted == "auto" else wanted
+
+
+def fits_whole(
+    config: Config, machine: Machine, rows: Rows, max_length: int, costs: Costs, *, may_checkpoint: bool
+) -> bool:
+    """Whether one device has the memory for a copy of everything, with one row."""
+    checkpointing = recomputes(config, machine, may_checkpoint)
+    setting = memory_setting(config, machine, rows, max_length, costs, checkpointing=checkpointing)
+    try:
+        largest_per_device(costs.shape, available_bytes=usable_bytes(config.hardware, machine), at_most=1, **setting)
+    except TuneforgeError:
+        return False
+    return True
+
+
 def settle(
     config: Config, machine: Machine, rows: Rows, max_length: int, costs: Costs | None, *, may_checkpoint: bool = True
 ) -> Settled:
@@ -81,32 +133,17 @@ def settle(
         TuneforgeError: not even one row fits in memory.
     """
     compute = precision(config, machine)
-    checkpointing = config.trainer.gradient_checkpointing
-    if checkpointing == "auto":
-        checkpointing = may_checkpoint and machine.kind != "cpu"
+    checkpointing = recomputes(config, machine, may_checkpoint)
     offload = config.trainer.activation_offload and machine.kind == "cuda"
     wanted = _rows_per_step(config, rows)
     if isinstance(config.batch.per_device, int):
         per_device = config.batch.per_device
     else:
         assert costs is not None
+        setting = memory_setting(config, machine, rows, max_length, costs, checkpointing=checkpointing)
         share = max(1, wanted // machine.world_size)
-        fitting = largest_per_device(
-            costs.shape,
-            method=costs.trainable,
-            available_bytes=usable_bytes(config.hardware, machine),
-            at_most=share,
-            max_length=max_length,
-            # Of a quantised method the estimate itself knows the bits.
-            weight_bits=32 if compute.startswith("32") else 16,
-            optimizer_bytes_per_param=config.optim.state_bytes,
-            logits_rows_fraction=float(rows.num_labels.sum() / rows.num_tokens.sum()),
-            attention=config.model.attn_implementation,
-            compute_bytes=4 if compute.startswith("32") else 2,
-            gradient_checkpointing=checkpointing,
-            activation_offload=offload,
-            device_kind=machine.kind,
-        )
+        available = usable_bytes(config.hardware, machine)
+        fitting = largest_per_device(costs.shape, available_bytes=available, at_most=share, **setting)
         # As many passes as that takes, evenly filled: the effective batch is met as closely as rows allow.
         per_device = math.ceil(share / math.ceil(share / fitting))
     accumulate = max(1, round(wanted / (per_device * machine.world_size)))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -14,6 +15,19 @@ class Sharding(Protocol):
     def shard(self, model: nn.Module, *, trains_base: bool) -> None:
         """Leave this process its part of each parameter; the forward pass gathers them layer by layer."""
 
+    def gathered(self, model: nn.Module, *, everything: bool) -> AbstractContextManager[Any]:
+        """Within, the first process has weights whole, in host memory, so that they can be saved.
+
+        Args:
+            model: the split model.
+            everything: not the trained weights alone.
+        """
+
+
+@runtime_checkable
+class ReadingParts(Protocol):
+    """A strategy that splits weights before there are any, and then reads each process's part."""
+
     def read(self, model: nn.Module, weights: Mapping[str, str], rows: Callable[[str, int, int], Tensor]) -> None:
         """Fill the parts of weights that have none yet.
 
@@ -23,5 +37,16 @@ class Sharding(Protocol):
             rows: (name, first, last + 1) -> those rows of the weight.
         """
 
-    def gathered(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Within, the first process has the trained weights whole, in host memory, so that they can be saved."""
+
+@runtime_checkable
+class ClippingInStep(Protocol):
+    """A strategy that clips gradients within the optimizer step, to the trainer's `gradient_clip_val`."""
+
+    def norm_of_step(self) -> Tensor:
+        """Norm of the last step's gradients over all devices, before they were clipped; shape []."""
+
+
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a whole parameter; that of the placeholder which DeepSpeed's ZeRO-3 leaves is [0]."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape

@@ -1,7 +1,6 @@
 """A run from a checked config to its folder, in the order in which it happens."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,31 +23,37 @@ if TYPE_CHECKING:
 
 def launch(composed: Composed) -> int:
     """Run a composed config in this process, or in as many as it asks for; returns the exit code."""
-    if "RANK" in os.environ:
-        raise TuneforgeError(
-            "foreign-launcher",
-            "this process was started by torchrun or a cluster's launcher, and tuneforge starts its own processes",
-            path="trainer.devices",
-            fix="run python -m tuneforge trainer.devices=N",
-        )
     quiet_libraries()
+    announce(composed)
+    rows, place = read_and_choose(composed)
+    with place.claim:
+        if place.finished:
+            return EXIT_OK
+        processes = num_processes(composed.config.trainer)
+        if processes > 1 and composed.config.strategy.name != "single":
+            from tuneforge.launcher import run_processes
+
+            return run_processes(composed, place, processes)
+        return train(composed, rows, place)
+
+
+def announce(composed: Composed) -> None:
+    """Say what the command line should know of a config before its run."""
     for line in composed.notes:
         say(line)
     for warning in composed.warnings:
         warn(warning)
-    config = composed.config
-    # Rows come before everything heavy: a bad file is told in under a second.
-    rows = source.read(config.data, composed.tree["data"], config.seed)
-    _compare_data(composed, rows)
-    place = resume.choose(composed, rows)
-    if place.finished:
-        return EXIT_OK
-    processes = num_processes(config.trainer)
-    if processes > 1 and config.strategy.name != "single":
-        from tuneforge.launcher import run_processes
 
-        return run_processes(composed, place, processes)
-    return train(composed, rows, place)
+
+def read_and_choose(composed: Composed) -> "tuple[Source, Place]":
+    """The rows, and where the run goes. They come before everything heavy: a bad file is told in under a second.
+
+    Raises:
+        TuneforgeError: rows that cannot be used, or a place that cannot be.
+    """
+    rows = source.read(composed.config.data, composed.tree["data"], composed.config.seed)
+    _compare_data(composed, rows)
+    return rows, resume.choose(composed, rows)
 
 
 def _compare_data(composed: Composed, rows: "Source") -> None:

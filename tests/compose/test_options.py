@@ -30,7 +30,10 @@ OPTIONS = {
     "model": ["hf", "tiny"],
     "optim": ["adafactor", "adamw", "adamw_8bit", "lion", "muon", "paged_adamw_8bit"],
     "scheduler": ["constant", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear", "wsd"],
-    "strategy": ["auto", "ddp", "fsdp", "fsdp_offload", "single"],
+    "strategy": [
+        *("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero2_offload", "deepspeed_zero3"),
+        *("deepspeed_zero3_offload", "fsdp", "single"),
+    ],
     "task_recipe": [
         "chat",
         "classification",
@@ -47,7 +50,7 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 73
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 77
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")

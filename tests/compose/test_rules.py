@@ -19,7 +19,7 @@ BROKEN = [
     ("no-base-to-compare", ["regularise.kl=0.1", "method.bias=all"]),
     ("no-next-tokens", ["task_recipe=classification", "method=eva"]),
     ("method-cannot-split", ["strategy=fsdp", "method=adalora"]),
-    ("method-cannot-split", ["strategy=fsdp_offload", "method=vblora"]),
+    ("method-cannot-split", ["strategy=fsdp", "method=vblora"]),
     ("optimizer-cannot-split", ["strategy=fsdp", "method=qlora"]),
     ("prompt-packing", ["method=prompt_tuning", "data.packing=true"]),
     ("prefix-checkpointing", ["method=prefix_tuning", "trainer.gradient_checkpointing=true"]),
@@ -52,6 +52,11 @@ BROKEN = [
     ("attention-not-there", ["hardware=t4", "model.attn_implementation=flash_attention_2"]),
     ("attention-not-there", ["trainer.accelerator=cpu", "model.attn_implementation=flash_attention_2"]),
     ("attention-not-there", ["hardware=cpu", "model.attn_implementation=flex_attention"]),
+    ("optimizer-on-flat-parts", ["strategy=deepspeed_zero1", "optim=adafactor"]),
+    ("gradients-split", ["strategy=deepspeed_zero2", "method=adalora"]),
+    ("gradients-split", ["strategy=deepspeed_zero2", "regularise.ewc=1"]),
+    ("sanity-on-split-weights", ["strategy=deepspeed_zero3", "sanity.overfit_one_batch=true"]),
+    ("zero-precision", ["strategy=deepspeed_zero3", "trainer.precision=16-mixed"]),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Every method under every strategy on two processes, against one process: who is equal, and the page that says so.
+"""Families of methods under every strategy on two processes, against one process; and the page that shows it.
 
 `python tests/distributed/grid.py docs/strategies.md` writes the table into the page.
 """
@@ -14,7 +14,7 @@ from tuneforge import resume, rules
 from tuneforge.compose import Composed, compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
-from tuneforge.launcher import pack
+from tuneforge.handover import pack, pack_place
 
 LOSS, NORM = 1e-5, 1e-4
 """Largest relative differences that count as equal."""
@@ -23,8 +23,10 @@ SECONDS = 120
 
 with front() as loader:
     _GROUPS = groups(loader)
-METHODS = tuple(_GROUPS["method"])
-STRATEGIES = tuple(s for s in _GROUPS["strategy"] if s not in ("auto", "single"))
+# One of each family, and those that a strategy refuses; the others differ by an option or in shapes.
+METHODS = ("full", "freeze", "lora", "dora", "qlora", "qlora_8bit", "prompt_tuning", "adalora", "vblora")
+# DeepSpeed's have a grid of their own (test_deepspeed.py): its engine is one for a process.
+STRATEGIES = tuple(s for s in _GROUPS["strategy"] if s not in ("auto", "single") and not s.startswith("deepspeed"))
 BEGIN, END = "<!-- equality -->", "<!-- /equality -->"
 
 # Adam's first updates are about lr * sign(gradient): a large rate blows rounding up into the next steps' gradients.
@@ -54,7 +56,9 @@ def run(cases: list[tuple[str, str]], devices: int, folder: Path) -> None:
     for method, strategy in cases:
         found = composed(method, strategy, folder)
         handovers.append(folder / f"{method}-{strategy}.json")
-        handovers[-1].write_text(json.dumps(pack(found, resume.fresh(found))))
+        place = resume.fresh(found)
+        with place.claim:
+            handovers[-1].write_text(json.dumps({"config": pack(found), "place": pack_place(place)}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     several = Path(__file__).with_name("several.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -71,7 +75,8 @@ def run(cases: list[tuple[str, str]], devices: int, folder: Path) -> None:
 
 def series(folder: Path, method: str, strategy: str) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of a finished case."""
-    lines = [json.loads(x) for x in (folder / f"{method}-{strategy}" / "metrics.jsonl").read_text().splitlines()]
+    path = folder / f"{method}-{strategy}" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     steps = [m for m in lines if "train/loss" in m]
     return [m["train/loss"] for m in steps], [m["train/grad_norm"] for m in steps]
 

@@ -12,8 +12,8 @@ COVER = (
     ("lora", "fsdp"),
     ("full", "fsdp"),
     ("prompt_tuning", "fsdp"),
-    ("qlora", "fsdp_offload"),
-    ("dora", "fsdp_offload"),
+    ("qlora", "fsdp"),
+    ("dora", "fsdp"),
 )
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
 
@@ -39,7 +39,7 @@ def test_a_pair_is_equal(cover, method, strategy):
 @pytest.mark.timeout(3600)
 def test_the_whole_grid_is_equal_or_refused(tmp_path):
     cells = grid.measured(tmp_path)
-    assert len(cells) == len(grid.METHODS) * len(grid.STRATEGIES) >= 72
+    assert len(cells) == len(grid.METHODS) * len(grid.STRATEGIES) >= 18
     for pair, cell in cells.items():
         if not cell.startswith("`"):
             loss, norm = map(float, cell.split(" / "))
@@ -68,6 +68,7 @@ def test_the_page_has_every_pair_and_its_refusals_are_the_rules():
     [
         ("a_method_works_on_split_weights", "adalora", ()),
         ("a_method_works_on_split_weights", "vblora", ()),
+        ("a_quantised_base_has_a_proven_strategy", "qlora_8bit", ()),
         ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=adafactor",)),
         ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=lion",)),
         ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=adamw_8bit",)),

@@ -1,11 +1,13 @@
 """A run that was stopped goes on as if it had not been."""
 
 import json
+import os
 
 import pytest
 
 from helpers import SHORT, same_adapter, shown, signal_at
 from tuneforge.artifacts import whole
+from tuneforge.artifacts.claim import Claim
 from tuneforge.callbacks.checkpoints import Checkpoints
 
 STEPS = (*SHORT, "trainer.max_steps=8", "batch.per_device=1", "trainer.val_check_interval=2", "optim.lr=2e-3")
@@ -42,6 +44,52 @@ def test_auto_without_an_unfinished_run_starts_fresh_and_says_so(command):
     ran = command(*SHORT, "resume=auto")
     assert ran.code == 0
     assert "no unfinished run of this config, starting fresh" in ran.out
+
+
+def test_auto_on_the_folder_of_a_run_that_is_done_does_nothing(command):
+    """A job that is queued again after its end."""
+    options = (*STEPS, "trainer.max_steps=2", "resume=auto")
+    ran = command(*options)
+    written = ran.record["written"]
+    again = command(*options, folder=ran.folder)
+    assert again.code == 0, again.err
+    assert "is finished, and there is nothing left to do" in again.out
+    assert ran.record["written"] == written
+    assert command(*options, "seed=3", folder=ran.folder).code == 2
+
+
+def test_a_run_that_is_running_is_left_to_its_process(command, monkeypatch):
+    signal_at(monkeypatch, 3)
+    stopped = command(*STEPS)
+    with Claim(stopped.folder):
+        named = command(*STEPS, f"resume={stopped.folder}")
+        same_folder = command(*STEPS, folder=stopped.folder)
+        found = command(*STEPS, "resume=auto", "trainer.max_steps=1", folder=stopped.folder)
+    for ran in (named, same_folder, found):
+        assert ran.code == 2
+        assert f"is being written by process {os.getpid()} on " in ran.err
+    assert f"resume=auto: {stopped.folder} is being written by" in found.out
+    assert command(*STEPS, f"resume={stopped.folder}").code == 0
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(command, tmp_path):
+    folder = tmp_path / "2026-11-21" / "10-20-30"
+    folder.mkdir(parents=True)
+    ran = command(*STEPS, "trainer.max_steps=1", "trainer.val_check_interval=1", folder=folder)
+    assert ran.code == 0, ran.err
+    assert (folder.with_name("10-20-30-2") / "run.json").is_file()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_used_is_told(command, refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert refused(f"hydra.run.dir={tmp_path / 'file' / 'run'}").startswith("error: output_root: ")
+    other = tmp_path / "outputs" / "other" / "run.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("[1]")
+    assert "is no record of a run" in refused(f"resume={other.parent}")
+    ran = command(*STEPS, "trainer.max_steps=1", "trainer.val_check_interval=1", "resume=auto")
+    assert ran.code == 0, ran.err
 
 
 def test_a_changed_config_is_refused_with_what_changed(command, monkeypatch, refused):

@@ -142,7 +142,7 @@ FUTURE = [
     ("axolotl_pretrain", "optimizer", "optim", "adafactor"),
     ("axolotl_dpo", "peft_use_rslora", "method", "rslora"),
     ("llama_factory_qlora", "lr_scheduler_type", "scheduler", "cosine_with_restarts"),
-    ("llama_factory_qlora", "deepspeed", "strategy", "deepspeed_zero3"),
+    ("llama_factory_qlora", "deepspeed", "strategy", "deepspeed_zero3_offload"),
     ("llama_factory_pretrain", "use_dora", "method", "dora"),
     ("trl_pretrain", "lr_scheduler_type", "scheduler", "wsd"),
     ("trl_pretrain", "fsdp", "strategy", "fsdp"),

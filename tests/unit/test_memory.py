@@ -404,6 +404,22 @@ def test_the_parts_add_up() -> None:
     assert str(found).startswith(f"weights {found.weights / GIB:.2f}, adapter ")
 
 
+def test_split_weights_cost_a_part_and_what_is_gathered() -> None:
+    shape = shape_of(LLAMA_8B)
+    same: dict[str, Any] = {"method": FULL, "max_length": 1024}
+    one = estimate(shape, per_device=1, **same)
+    eight = estimate(shape, per_device=1, split_over=8, **same)
+    for part in ("weights", "gradients", "optimizer"):
+        assert getattr(eight, part) == pytest.approx(getattr(one, part) / 8)
+    # Two layers of 0.22 billion weights and both tables of 0.53 billion, and gradients of one and them; in fp32.
+    layer, tables = shape.linear_parameters() / 32, 2 * 128256 * 4096
+    gathered = eight.workspace - one.workspace
+    assert gathered == pytest.approx(4 * (3 * layer + 2 * tables), rel=0.01)
+    away = estimate(shape, per_device=1, split_over=8, parts_in_host=True, **same)
+    assert away.weights == away.optimizer == away.gradients == 0
+    assert away.workspace == eight.workspace
+
+
 CHEAPER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("activations", {"gradient_checkpointing": False}, {}),
     ("activations", {"gradient_checkpointing": False, "attention": "eager"}, {"gradient_checkpointing": False}),

@@ -23,7 +23,7 @@ from tuneforge.callbacks.guard import Guard, refusal
 from tuneforge.callbacks.quality_gates import Gate, QualityGates
 from tuneforge.callbacks.signals import requeued
 from tuneforge.compose import Composed
-from tuneforge.console import is_main_process, say
+from tuneforge.console import say
 from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.data.source import Source
@@ -33,7 +33,9 @@ from tuneforge.machine import is_present
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import efficiency, flops_per_token
 from tuneforge.resume import identity
+from tuneforge.sharding import shape_of
 from tuneforge.versions import versions
+from tuneforge.world import is_main_process
 
 _SECRET_KEY = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b")
@@ -90,8 +92,8 @@ class Record:
         for logger in trainer.loggers:
             logger.log_metrics(self.before.metrics, step=0)
         self.parameters = {
-            "total": sum(p.numel() for p in module.model.parameters()),
-            "trainable": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+            "total": sum(shape_of(p).numel() for p in module.model.parameters()),
+            "trainable": sum(shape_of(p).numel() for p in module.model.parameters() if p.requires_grad),
         }
         settled = self.context.settled
         if is_main_process():

@@ -9,6 +9,7 @@ from torch import nn
 
 from tuneforge.artifacts import whole
 from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.sharding import shape_of
 
 GIB = 2**30
 
@@ -29,9 +30,9 @@ def sizes(model: nn.Module, state_bytes: float, exported: nn.Module | None, expo
     `exported` is the model where the result is all of it, in `exported_bytes` a weight; None: the trained weights.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    weights = sum(p.numel() * p.element_size() for p in trained)
-    result = sum(p.numel() for p in exported.parameters()) * exported_bytes if exported else weights
-    return Sizes(int(weights + state_bytes * sum(p.numel() for p in trained)), result)
+    weights = sum(shape_of(p).numel() * p.element_size() for p in trained)
+    result = sum(shape_of(p).numel() for p in exported.parameters()) * exported_bytes if exported else weights
+    return Sizes(int(weights + state_bytes * sum(shape_of(p).numel() for p in trained)), result)
 
 
 def check_room(checkpoints: Path, wanted: Sizes, keep: int, *, copied: bool) -> None:

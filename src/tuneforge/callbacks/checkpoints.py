@@ -8,9 +8,10 @@ import lightning.pytorch as pl
 
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.background import Background
-from tuneforge.console import is_main_process, warn
+from tuneforge.console import warn
 from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.schema.types import PositiveInt
+from tuneforge.world import is_main_process
 
 
 class Checkpoints(pl.Callback):

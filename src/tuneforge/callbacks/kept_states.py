@@ -9,7 +9,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from tuneforge.sharding import Sharding
+from tuneforge.sharding import ClippingInStep, Sharding
 
 GIB = 2**30
 STATES = 3
@@ -36,7 +36,7 @@ class KeptStates:
 
     def why_not(self, trainer: pl.Trainer, pl_module: Any) -> str:
         """Why copies cannot be kept in this run; "" where they can."""
-        if isinstance(trainer.strategy, Sharding):
+        if isinstance(trainer.strategy, Sharding | ClippingInStep):
             return "the strategy splits the weights over devices"
         wanted = STATES * sum(p.numel() * p.element_size() for _, p in _trained(pl_module)) / GIB
         wanted *= self._kept.maxlen or 1

@@ -23,6 +23,7 @@ from tuneforge.errors import Problem, RefusedError
 from tuneforge.method import Method
 from tuneforge.schema import Config
 from tuneforge.schema.types import Count, PositiveFloat, PositiveInt
+from tuneforge.sharding import ClippingInStep
 from tuneforge.steps import StepFacts
 
 BAD_BATCHES = "bad_batches.jsonl"
@@ -67,6 +68,7 @@ class NanGuard(StepGuard[_Step]):
         self._why_none = ""
         self._streak = 0
         self._losses: list[Tensor] = []
+        self._skips = True
         self._scaler: torch.amp.GradScaler | None = None
         self._method_reads_gradients = False
 
@@ -122,8 +124,16 @@ class NanGuard(StepGuard[_Step]):
 
     def watch(self, facts: StepFacts, optimizer: torch.optim.Optimizer) -> None:
         """Flag the step, and take its effect away where the flag is up; the host does not look."""
+        # An engine that clips within its step has taken it already.
         finite = torch.isfinite(facts.loss) & torch.isfinite(facts.grad_norm)
         bad = any_process(self._trainer, torch.logical_not(finite).float())
+        if self._skips:
+            self._hold(optimizer, bad)
+        numbers = Late(torch.stack([bad, facts.loss.float(), facts.grad_norm.float()]))
+        self.keep(_Step(facts.step, numbers, self._losses))
+        self._losses = []
+
+    def _hold(self, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self._honours_a_flag(optimizer, parameters):
             optimizer.found_inf = bad  # type: ignore[attr-defined]
@@ -132,10 +142,6 @@ class NanGuard(StepGuard[_Step]):
             for p in parameters:
                 gradient = p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
                 gradient.masked_fill_(bad.bool().to(gradient.device), 0.0)
-        self.keep(
-            _Step(facts.step, Late(torch.stack([bad, facts.loss.float(), facts.grad_norm.float()])), self._losses)
-        )
-        self._losses = []
 
     def _honours_a_flag(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> bool:
         """torch's fused optimizers skip a step by a number on the device; a gradient scaler sets that number itself."""
@@ -149,13 +155,14 @@ class NanGuard(StepGuard[_Step]):
         super().on_fit_start(trainer, pl_module)
         precision = trainer.precision_plugin
         self._trainer = trainer
+        self._skips = not isinstance(trainer.strategy, ClippingInStep)
         self._scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
         self._method_reads_gradients = type(pl_module.context.method).on_step_end is not Method.on_step_end
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the micro-batch's loss; after a step, keep a copy where one is due."""
         last = self.on and steps(trainer, batch_idx)
-        (self._unseen[-1].losses if last and self._unseen else self._losses).append(outputs["loss"])
+        (self._unseen[-1].losses if last and self._skips else self._losses).append(outputs["loss"])
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         due = last and self.action == "repair" and trainer.global_step % self.kept.every == 0
         if due and not self._why_none and not self._streak:
@@ -177,7 +184,7 @@ class NanGuard(StepGuard[_Step]):
             with (pl_module.context.folder.root / BAD_BATCHES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         problem = self._problem(pl_module.context.config, line)
-        if self.action == "stop":
+        if self.action == "stop" or (self.action == "repair" and not self._skips):
             self.stop(trainer, problem, step=seen.step)
         elif self.action == "repair" and self._streak >= self.in_a_row and self.refusal is None:
             self._repair(trainer, pl_module, problem, seen.step)
@@ -211,8 +218,8 @@ class NanGuard(StepGuard[_Step]):
         named = ", ".join(line["documents"][:3]) + (" ..." if len(line["documents"]) > 3 else "")
         return Problem(
             "not-finite",
-            f"step {line['step']} had a loss of {line['loss']:.4g} and a gradient norm of {line['grad_norm']:.4g}: "
-            f"it is skipped, and its rows ({named}) are in {BAD_BATCHES}",
+            f"step {line['step']} had a loss of {line['loss']:.4g} and a gradient norm of {line['grad_norm']:.4g}"
+            f"{': it is skipped' if self._skips else ''}, and its rows ({named}) are in {BAD_BATCHES}",
             self.path,
             fix=f"likely causes, in this order: empty or extreme rows among them; a learning rate too high "
             f"(optim.lr={config.optim.lr / 2:.3g}); fp16 (trainer.precision=bf16-mixed); "

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from tuneforge.artifacts.room import check_room, sizes
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.compat import is_4bit
-from tuneforge.console import is_main_process, say, warn
+from tuneforge.console import say, warn
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.errors import TuneforgeError
+from tuneforge.world import is_main_process
 
 CONSOLIDATION_BYTES = 8
 """`regularise.ewc` keeps a weight's start and importance, two fp32 numbers."""

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from tuneforge.callbacks.guard import Guard, agreed, any_process
 from tuneforge.errors import Problem
 from tuneforge.schema.types import NonNegative, PositiveInt, Probability
+from tuneforge.sharding import ClippingInStep
 from tuneforge.steps import StepFacts
 
 SAMPLED = 1024
@@ -47,6 +48,7 @@ class UnderfitGuard(Guard):
         self._had_gradient: Tensor | None = None
         self._norm: Tensor | None = None
         self._looks = 0
+        self._sees = True
 
     def state_dict(self) -> dict[str, Any]:
         """With the losses compared; a resumed run looks at its own movement."""
@@ -64,14 +66,16 @@ class UnderfitGuard(Guard):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Remember some of each trained weight."""
-        if self.on:
+        # An engine that takes the step keeps gradients, and perhaps weights, to itself.
+        self._sees = not isinstance(trainer.strategy, ClippingInStep)
+        if self.on and self._sees:
             self._start = {name: _sample(p) for name, p in pl_module.named_parameters() if p.requires_grad}
 
     def watch(self, facts: StepFacts, optimizer: torch.optim.Optimizer) -> None:
         """The largest norm, and of a few steps which tensors have gradients; on the device."""
         self._norm = facts.grad_norm if self._norm is None else torch.maximum(self._norm, facts.grad_norm)
         # An adapter's A matrix has none in the first step, where B is zero.
-        if self._looks < LOOKS and facts.step > 1:
+        if self._sees and self._looks < LOOKS and facts.step > 1:
             self._looks += 1
             had = torch.stack([_has_gradient(p) for group in optimizer.param_groups for p in group["params"]])
             self._had_gradient = had if self._had_gradient is None else torch.maximum(self._had_gradient, had)
@@ -92,12 +96,13 @@ class UnderfitGuard(Guard):
         assert self._norm is not None
         rate = pl_module.context.config.optim.lr
         norm = float(self._norm)
-        self.gauges["moved"] = self._share_moved(trainer, pl_module)
+        if self._sees:
+            self.gauges["moved"] = self._share_moved(trainer, pl_module)
         if norm < self.min_grad_norm:
             message = f"the largest gradient norm since the last evaluation is {norm:.3g}: nothing can be learnt"
             fix = "look at the mask (data.train_on) and at the labels; at method.target_modules; at frozen weights"
             self.act(trainer, Problem("no-gradients", message, self.path, fix=fix))
-        elif self.gauges["moved"] == 0:
+        elif self.gauges.get("moved") == 0:
             message = f"no trained weight has changed in {trainer.global_step} steps (optim.lr={rate:.3g})"
             fix = f"raise the learning rate: optim.lr={max(10 * rate, 1e-5):.3g}, or ask tuneforge lr_find"
             self.act(trainer, Problem("nothing-moves", message, self.path, fix=fix))

@@ -5,15 +5,16 @@ import shlex
 from tuneforge.commands.request import Request
 from tuneforge.console import quiet_libraries, say
 from tuneforge.errors import EXIT_OK, TuneforgeError
+from tuneforge.world import find_world
 
 
 def run(request: Request) -> int:
     """Grow the rate on a slice of the data until the loss diverges; numbers and a plot are kept, and no weights."""
     quiet_libraries()
     composed = request.compose()
-    if composed.config.trainer.devices not in ("auto", 1):
+    if composed.config.trainer.devices not in ("auto", 1) or find_world().size > 1:
         raise TuneforgeError(
-            "lr-find-on-one-device", "lr_find runs on one device", path="trainer.devices", fix="drop trainer.devices"
+            "lr-find-on-one-device", "lr_find runs on one device", path="trainer.devices", fix="start one process"
         )
     from tuneforge.boundary import library_errors_explained
     from tuneforge.compat import import_bitsandbytes
@@ -23,7 +24,7 @@ def run(request: Request) -> int:
     import_bitsandbytes()
     from tuneforge.lr_find import find
 
-    typed = [o for o in request.overrides if not o.startswith(("optim.lr=", "hydra."))]
+    typed = [o for o in request.overrides if not o.startswith(("optim.lr=", "lr_find.", "hydra."))]
 
     def again(rate: float) -> str:
         return shlex.join(["python", "-m", "tuneforge", *typed, f"optim.lr={rate:g}"])
@@ -31,7 +32,7 @@ def run(request: Request) -> int:
     settings = composed.config.lr_find
     rows = source.read(composed.config.data, composed.tree["data"], composed.config.seed)
     place = fresh(composed)
-    with library_errors_explained(composed.config):
+    with place.claim, library_errors_explained(composed.config):
         found = find(
             composed, source.slice_of(rows, settings.share, settings.at_least, composed.config.seed), place, again
         )

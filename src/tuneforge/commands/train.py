@@ -1,11 +1,16 @@
 """`tuneforge train`: compose, then run; with `--cfg job`, compose and print."""
 
 from tuneforge.commands.request import Request
+from tuneforge.compose import Composed
 from tuneforge.errors import EXIT_OK
+from tuneforge.world import World, find_world
 
 
 def run(request: Request) -> int:
     """Train, or print the resolved config."""
+    world = find_world()
+    if world.size > 1 and not request.flags.cfg:
+        return _join(request, world)
     composed = request.compose()
     if request.flags.cfg:
         from tuneforge.help import config_text
@@ -15,3 +20,16 @@ def run(request: Request) -> int:
     from tuneforge.train import launch
 
     return launch(composed)
+
+
+def _join(request: Request, world: World) -> int:
+    """Train as one of several processes. The first alone composes, and imports nothing heavy before it has."""
+    brought: Composed | Exception | None = None
+    if world.rank == 0:
+        try:
+            brought = request.compose()
+        except Exception as error:  # whatever it is, the others must hear of it
+            brought = error
+    from tuneforge.member import join
+
+    return join(brought, world)

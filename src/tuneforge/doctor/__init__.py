@@ -48,7 +48,6 @@ def _devices(steps: dict[str, Step]) -> Iterator[Check]:
         yield device.compiling(torch)
         yield device.hardware(torch)
         yield host.gloo(steps["gloo"])
-    yield device.deepspeed()
 
 
 def _host(output_root: Path) -> Iterator[Check]:

@@ -5,7 +5,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -120,27 +120,6 @@ def compiling(torch: Torch) -> Check:
     return missing("torch.compile", f"lacks {' and '.join(lacking)}", _compilers())
 
 
-def deepspeed() -> Check:
-    """DeepSpeed and what it compiles its extensions with at first use."""
-    try:
-        found = metadata.version("deepspeed")
-    except metadata.PackageNotFoundError:
-        found = ""
-    fixes = [] if found else [pip_install("deepspeed")]
-    lacking = list(_build_tools_lacking())
-    fixes += [_compilers()] if {"a C++ compiler", "Python.h"} & set(lacking) else []
-    if "ninja" in lacking:
-        beside = Path(sys.executable).parent
-        # Calling a venv's python by its path does not put the venv's bin on PATH, and DeepSpeed looks there only.
-        fixes.append(f'export PATH="{beside}:$PATH"' if (beside / "ninja").exists() else pip_install("ninja"))
-    names = "; it also needs " + ", ".join(lacking) if lacking else ""
-    if not found:
-        return missing("deepspeed", f"not installed; shards with ZeRO{names}", "; ".join(fixes))
-    if lacking:
-        return warn("deepspeed", f"{found}, which cannot compile its extensions{names}", "; ".join(fixes))
-    return ok("deepspeed", f"{found}, with a C++ compiler, Python.h and ninja")
-
-
 def profiles() -> Iterator[Mapping[str, Any]]:
     """The facts of every hardware profile that comes with the package."""
     folder = resources.files("tuneforge.conf").joinpath("hardware")
@@ -192,15 +171,6 @@ def _nvidia_card() -> bool:
         if vendor.is_file() and kind.is_file():
             found.append((vendor.read_text().strip(), kind.read_text()[:4]))
     return ("0x10de", "0x03") in found
-
-
-def _build_tools_lacking() -> Iterator[str]:
-    if shutil.which(os.environ.get("CXX") or "c++") is None:
-        yield "a C++ compiler"
-    if not _python_header().exists():
-        yield "Python.h"
-    if shutil.which("ninja") is None:
-        yield "ninja"
 
 
 def _python_header() -> Path:

@@ -41,6 +41,7 @@ class Part:
 
 PARTS = (
     Part("pyarrow", "reads Parquet files"),
+    Part("deepspeed", "splits training over devices with ZeRO"),
     Part("datasets", "reads data sets of the hub"),
     # Plain `pip install` brings the 1.3 line, which needs an Optuna that fails with a current SQLAlchemy.
     Part("hydra-optuna-sweeper>=1.4.0rc3,<1.5", "searches with Optuna under --multirun"),

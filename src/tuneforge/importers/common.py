@@ -286,12 +286,15 @@ def _judge(draft: Draft) -> None:
         try:
             compose(overrides(result))
         except TuneforgeError as error:
-            refused = [p for p in error.problems if p.path in result.values or p.path in result.choices]
+            # Several rules may refuse one key: the first says why it is left.
+            refused = {
+                p.path: p for p in reversed(error.problems) if p.path in result.values or p.path in result.choices
+            }
             if not refused:
                 for problem in error.problems:
                     draft.note(f"before it runs, mend {' '.join(str(problem).split())}")
                 return
-            for problem in refused:
+            for problem in refused.values():
                 _refuse(draft, problem)
         else:
             return

@@ -267,15 +267,15 @@ def strategy(draft: Draft) -> None:
 
 def _deepspeed(draft: Draft, config: Any) -> None:
     stage, offload = _stage(draft.file, config)
-    if stage not in (2, 3):
+    if stage not in (1, 2, 3):
         what = "its stage cannot be told from the name, and the file is not here" if stage is None else f"stage {stage}"
-        draft.leave("deepspeed", f"{what}: ZeRO-2 and ZeRO-3 are what could be carried")
+        draft.leave("deepspeed", f"{what}: ZeRO-1, ZeRO-2 and ZeRO-3 are what could be carried")
         return
-    option = f"deepspeed_zero{stage}"
+    option = f"deepspeed_zero{stage}{'_offload' if offload and stage > 1 else ''}"
     if draft.choose("strategy", option, "deepspeed", why=f"there is no strategy={option} here; {WHOLE}"):
-        draft.note("the rest of the DeepSpeed file (buckets, precision, its own optimizer) is not read")
-        if offload:
-            draft.set("strategy.offload", True, "deepspeed")
+        draft.note("the rest of the DeepSpeed file (buckets, precision, its own optimizer, NVMe) is not read")
+        if offload and stage == 1:
+            draft.set("strategy.offload", "cpu", "deepspeed")
 
 
 def _stage(file: Path, config: Any) -> tuple[int | None, bool]:

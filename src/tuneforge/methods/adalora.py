@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import AdaLoraConfig
@@ -24,6 +24,7 @@ class AdaLora(TargetedMethod):
     """Starts every module at rank `init_r` and prunes to `r` on average."""
 
     splits = False
+    reads_gradients: ClassVar[bool] = True
 
     r: PositiveInt = 8
     """Mean rank at the end."""

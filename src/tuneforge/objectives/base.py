@@ -21,7 +21,7 @@ from tuneforge.compat import compile_layers, enable_checkpointing, is_4bit
 from tuneforge.context import Context
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.objectives.regularisers import Consolidation
-from tuneforge.sharding import Sharding
+from tuneforge.sharding import ClippingInStep, ReadingParts, Sharding
 from tuneforge.steps import StepFacts, Watcher
 from tuneforge.streamed import Streamed
 from tuneforge.targets import make
@@ -103,7 +103,7 @@ class Objective(pl.LightningModule):
         if isinstance(strategy, Sharding):
             to_read = streamed.names_in(model) if streamed else {}
             strategy.shard(model, trains_base=context.method.trains_base)
-            if streamed:
+            if streamed and isinstance(strategy, ReadingParts):
                 strategy.read(model, to_read, streamed.files.read)
                 streamed.files.close()
         self.model = model
@@ -117,7 +117,7 @@ class Objective(pl.LightningModule):
         whole = (
             method.reads_base or method.quantises or model.init == "scratch" or model.adapter or model.frozen_adapters
         )
-        if whole or model.add_tokens or not isinstance(self.trainer.strategy, Sharding) or not self.streams:
+        if whole or model.add_tokens or not isinstance(self.trainer.strategy, ReadingParts) or not self.streams:
             return None
         return Streamed.of(model, self.context.architecture, dtype)
 
@@ -201,14 +201,19 @@ class Objective(pl.LightningModule):
     ) -> None:
         """Clip to the config's norm (0 only measures), and tell the watchers what the step is."""
         self._rate = float(optimizer.param_groups[0]["lr"])
+        if isinstance(self.trainer.strategy, ClippingInStep):
+            return
         unscale(self.trainer.precision_plugin, optimizer)
         limit = self.context.config.trainer.gradient_clip_val or float("inf")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        self._tell(self.trainer.global_step + 1, nn.utils.clip_grad_norm_(parameters, limit), optimizer)
+
+    def _tell(self, step: int, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Put down what the step is, and pass it on."""
         assert self._step_loss is not None
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._facts = StepFacts(
-            step=self.trainer.global_step + 1,
+            step=step,
             loss=self.trainer.strategy.reduce(self._step_loss, reduce_op="sum"),
             # Where weights wait in host memory, so do their gradients.
             grad_norm=norm.to(self._step_loss.device),
@@ -222,6 +227,8 @@ class Objective(pl.LightningModule):
         self._step_seconds += time.perf_counter() - self._started
         if (batch_idx + 1) % self.context.settled.accumulate:
             return
+        if isinstance(self.trainer.strategy, ClippingInStep):
+            self._tell(self.trainer.global_step, self.trainer.strategy.norm_of_step(), self.trainer.optimizers[0])
         assert self._facts is not None
         self.context.method.on_step_end(self.model, self.trainer.global_step)
         self.log_dict(

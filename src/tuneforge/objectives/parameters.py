@@ -7,6 +7,8 @@ from typing import Any
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 
+from tuneforge.sharding import shape_of
+
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, lr: float, scale: Callable[[str], float] = lambda _: 1.0
@@ -24,7 +26,7 @@ def parameter_groups(
     found: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+            decays = len(shape_of(parameter)) >= 2 and id(parameter) not in embeddings
             found[decays, scale(name)].append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr": lr * factor}

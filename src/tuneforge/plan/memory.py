@@ -78,6 +78,10 @@ class Setting(TypedDict, total=False):
     """Share of the tokens whose logits are computed; 1. The supervised ones, where the others skip the head."""
     attention: str
     """transformers' name of the kernel; sdpa. `eager` keeps scores, `sdpa` a mask and expanded keys and values."""
+    split_over: int
+    """Devices that weights, gradients and optimizer states are split over; 1."""
+    parts_in_host: bool
+    """A device's part of those waits in host memory; false."""
     device_kind: str
     """cuda, rocm, mps or cpu; cuda."""
 
@@ -96,6 +100,8 @@ class _Run:
     activation_offload: bool = False
     logits_rows_fraction: float = 1.0
     attention: str = "sdpa"
+    split_over: int = 1
+    parts_in_host: bool = False
     device_kind: str = "cuda"
 
     @property
@@ -146,15 +152,26 @@ def estimate(shape: ModelShape, *, per_device: int, **setting: Unpack[Setting]) 
     gradients = trained * run.trainable_bytes
     passing = gradients + sum(moment)
     overhead = CONTEXT_BYTES[run.device_kind] + FRAGMENTATION[run.device_kind] * passing
+    weights, share = _weight_bytes(shape, run), 0.0 if run.parts_in_host else 1 / run.split_over
     return Footprint(
-        weights=_weight_bytes(shape, run),
-        adapter=0 if method.kind == "full" else trained * run.trainable_bytes,
-        gradients=gradients,
-        optimizer=trained * run.optimizer_bytes_per_param,
+        weights=weights * share,
+        adapter=0 if method.kind == "full" else trained * run.trainable_bytes * share,
+        gradients=gradients * share,
+        optimizer=trained * run.optimizer_bytes_per_param * share,
         activations=moment.activations,
         logits=moment.logits,
-        workspace=moment.workspace + overhead,
+        workspace=moment.workspace + overhead + _gathered_bytes(shape, run, weights),
     )
+
+
+def _gathered_bytes(shape: ModelShape, run: _Run, weights: float) -> float:
+    """Where weights are split: this layer and the next, and all that is outside of layers, whole; in full training a
+    layer's gradients too, until they are sent."""
+    if run.split_over == 1 and not run.parts_in_host:
+        return 0.0
+    outside = weights * (1 - shape.linear_parameters() / shape.num_parameters())
+    layer = (weights - outside) / shape.num_layers
+    return 2 * layer + outside + (layer + outside) * run.full
 
 
 def _weight_bytes(shape: ModelShape, run: _Run) -> float:

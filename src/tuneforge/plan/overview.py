@@ -13,7 +13,7 @@ from tuneforge.plan.memory import GIB, Setting, estimate, largest_per_device
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import expected_tokens_per_s, flops_per_token, generated_tokens_per_s
 from tuneforge.provenance import origin_of
-from tuneforge.rules import classifies
+from tuneforge.rules import classifies, parts_in_host, splits_weights
 
 SHOWN = (
     *("optim.lr", "optim.weight_decay", "scheduler.warmup_ratio", "batch.effective", "batch.per_device"),
@@ -80,6 +80,7 @@ def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[
     kind, available = _device(composed)
     wide = kind == "cpu" or config.trainer.precision == "32-true"
     length = config.data.max_length
+    devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
     setting: Setting = {
         "method": method,
         "max_length": min(shape.max_positions, config.task_recipe.max_length) if length == "auto" else int(length),
@@ -90,6 +91,8 @@ def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[
         if config.trainer.gradient_checkpointing == "auto"
         else config.trainer.gradient_checkpointing,
         "activation_offload": config.trainer.activation_offload and kind not in ("cpu", "mps"),
+        "split_over": devices if splits_weights(composed.tree) else 1,
+        "parts_in_host": parts_in_host(composed.tree),
         "attention": config.model.attn_implementation,
         "device_kind": kind,
     }

@@ -9,9 +9,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
     FSDPModule,
-    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -24,11 +22,9 @@ from tuneforge.strategies.ddp import backend_of
 from tuneforge.streamed import without_memory
 
 
-def fsdp(
-    machine: Machine, /, *, process_group_backend: Literal["auto", "nccl", "gloo"] = "auto", offload: bool = False
-) -> "Fsdp":
-    """FSDP2; with `offload`, a device's part waits in host memory, where the optimizer runs too."""
-    return Fsdp(machine, backend_of(machine, process_group_backend), offload)
+def fsdp(machine: Machine, /, *, process_group_backend: Literal["auto", "nccl", "gloo"] = "auto") -> "Fsdp":
+    """FSDP2 over all processes."""
+    return Fsdp(machine, backend_of(machine, process_group_backend))
 
 
 class Fsdp(ModelParallelStrategy):
@@ -37,9 +33,8 @@ class Fsdp(ModelParallelStrategy):
     Lightning's own checkpoints bypass its CheckpointIO and hold the frozen base.
     """
 
-    def __init__(self, machine: Machine, backend: str, offload: bool) -> None:
+    def __init__(self, machine: Machine, backend: str) -> None:
         super().__init__(machine.world_size, 1, save_distributed_checkpoint=False, process_group_backend=backend)
-        self.offload = offload
         self._sharded: FSDPModule | None = None
         self._accumulates_apart = False
 
@@ -49,12 +44,10 @@ class Fsdp(ModelParallelStrategy):
         """Split each layer by itself, and the rest together: embeddings, the last norm, the head."""
         without_memory(model)
         mesh = self.device_mesh["data_parallel"]
-        pinned = self.root_device.type == "cuda"
-        policy = CPUOffloadPolicy(pin_memory=pinned) if self.offload else OffloadPolicy()
         for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
-            fully_shard(layer, mesh=mesh, offload_policy=policy)
-        self._sharded = fully_shard(model, mesh=mesh, offload_policy=policy)
-        place = torch.device("cpu") if self.offload else self.root_device
+            fully_shard(layer, mesh=mesh)
+        self._sharded = fully_shard(model, mesh=mesh)
+        place = self.root_device
         # `to_empty` would take the adapters' values too.
         model._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)  # type: ignore[no-untyped-call]
         # Generation calls the model under PEFT's wrapper: embeddings and head must be gathered around it as well.
@@ -76,36 +69,29 @@ class Fsdp(ModelParallelStrategy):
 
     def fill(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Copy this process's part of each weight."""
+        in_parts(module)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 if name in state:
                     parameter.copy_(split(state[name].to(parameter.device), parameter))
 
     @contextmanager
-    def gathered(self, model: nn.Module) -> Iterator[None]:
-        """Put whole weights, one after another, in the place of the trained parts; the parts come back afterwards."""
-        places = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False) if p.requires_grad]
+    def gathered(self, model: nn.Module, *, everything: bool) -> Iterator[None]:
+        """Put whole weights, one after another, in the place of the parts, which come back afterwards."""
+        in_parts(model)
+        every = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False)]
+        places = [(m, n, p) for m, n, p in every if everything or p.requires_grad]
         made: dict[nn.Parameter, nn.Parameter] = {}
         try:
             for module, name, parameter in places:
                 if parameter not in made:  # tied weights are one parameter in two places
                     full = whole(parameter)
-                    made[parameter] = nn.Parameter(full) if self.is_global_zero else parameter
+                    made[parameter] = nn.Parameter(full, parameter.requires_grad) if self.is_global_zero else parameter
                 module._parameters[name] = made[parameter]
             yield
         finally:
             for module, name, parameter in places:
                 module._parameters[name] = parameter
-
-    def model_to_device(self) -> None:
-        """Where parts wait in host memory, buffers alone are moved."""
-        if not self.offload:
-            super().model_to_device()
-            return
-        assert self.model is not None
-        for module in self.model.modules():
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.to(self.root_device)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -124,6 +110,7 @@ class Fsdp(ModelParallelStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The trained weights, whole, on the first process."""
         assert self.lightning_module is not None
+        in_parts(self.lightning_module)
         found = {n: whole(p) for n, p in self.lightning_module.named_parameters() if p.requires_grad}
         return found if self.is_global_zero else {}
 
@@ -148,6 +135,13 @@ class Fsdp(ModelParallelStrategy):
             state = {i: {k: split(v, parameters[i]) for k, v in own.items()} for i, own in saved["state"].items()}
             optimizer.load_state_dict({**saved, "state": state})
         return checkpoint
+
+
+def in_parts(model: nn.Module) -> None:
+    """Let go of what is gathered: after an evaluation the outermost weights still are, and are not what is trained."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(value: Any) -> Any:

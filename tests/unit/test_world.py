@@ -1,0 +1,100 @@
+"""A process's place among others, read from what torchrun and srun put into the environment."""
+
+import pytest
+
+from tuneforge.errors import TuneforgeError
+from tuneforge.world import World, find_world, first_node, tasks_per_node
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "host",
+    "MASTER_PORT": "29500",
+}
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "2",
+    "SLURM_NTASKS": "99",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in (*TORCHRUN, *SLURM, "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def put(variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+def test_alone_where_nothing_is_said(environment):
+    assert find_world() == World()
+    # A batch script has the job's number of tasks, and is one process all the same.
+    environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"})
+    assert find_world() == World()
+    environment({"RANK": "0", "WORLD_SIZE": "1"})
+    assert find_world() == World()
+
+
+def test_torchrun_wins_over_the_srun_that_started_it(environment):
+    environment({**SLURM, **TORCHRUN})
+    world = find_world()
+    assert world == World(3, 4, 1, 2, "host", 29500)
+    assert world.num_nodes == 2
+    assert world.variables() == {**TORCHRUN, "GROUP_RANK": "1"}
+
+
+def test_srun(environment, monkeypatch):
+    environment(SLURM)
+    world = find_world()
+    assert world == World(5, 8, 1, 4, "gpu07", 15000 + 4713)
+    environment(world.variables())
+    assert find_world() == world
+    monkeypatch.delenv("RANK")
+    environment({"MASTER_ADDR": "other", "MASTER_PORT": "5"})
+    assert (find_world().address, find_world().port) == ("other", 5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu[001-004]", "gpu001"),
+        ("gpu[3,7-9],cpu1", "gpu3"),
+        ("rack-2-gpu[1-2]-ib,x", "rack-2-gpu1-ib"),
+    ],
+)
+def test_the_first_machine_of_a_list(nodes, first):
+    assert first_node(nodes) == first
+
+
+def test_counts_of_tasks():
+    assert tasks_per_node("2(x3),1") == [2, 2, 2, 1]
+    assert tasks_per_node("16") == [16]
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "incomplete-launcher"),
+        ({"RANK": "0"}, "incomplete-launcher"),
+        ({**TORCHRUN, "WORLD_SIZE": "5"}, "uneven-machines"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "5,3"}, "uneven-machines"),
+    ],
+)
+def test_what_is_half_said_or_uneven_is_refused(environment, given, code):
+    environment(given)
+    with pytest.raises(TuneforgeError) as caught:
+        find_world()
+    assert caught.value.problems[0].code == code
