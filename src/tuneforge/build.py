@@ -237,18 +237,8 @@ class Loaders(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches from the step that training is at; Lightning asks after a checkpoint is restored."""
-        settled, machine = self.context.settled, self.context.machine
         assert self.trainer is not None
-        sampler = StepSampler(
-            self.context.train_rows.num_labels,
-            per_device=settled.per_device,
-            accumulate=settled.accumulate,
-            world_size=machine.world_size,
-            rank=machine.rank,
-            seed=self.context.config.seed,
-            num_steps=settled.num_steps,
-            start_step=self.trainer.global_step,
-        )
+        sampler = self.context.sampler(rank=self.context.machine.rank, start_step=self.trainer.global_step)
         return self._loader(self.context.train_rows, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -47,6 +47,20 @@ class Context:
         """How many there are."""
         return len(self.general)
 
+    def sampler(self, *, rank: int, start_step: int = 0) -> StepSampler:
+        """The train rows of a process, from an optimizer step on."""
+        settled = self.settled
+        return StepSampler(
+            self.train_rows.num_labels,
+            per_device=settled.per_device,
+            accumulate=settled.accumulate,
+            world_size=settled.world_size,
+            rank=rank,
+            seed=self.config.seed,
+            num_steps=settled.num_steps,
+            start_step=start_step,
+        )
+
     def first_batches(self, count: int, device: torch.device) -> list[Batch]:
         """The first train rows in `count` batches, on the device; the same whatever devices and rows a pass."""
         sampler = StepSampler(

@@ -4,6 +4,7 @@ A key that no composition knows is an error of the schema. Here are those that a
 method without adapters, an epoch count beside a step count.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ HINTS = (
 )
 """Read by other keys' interpolations, and by nothing else."""
 
+FOR_REPAIR = ("in_a_row", "rewinds", "rewind_steps", "keep_every", "keep_at_most_gb")
+"""Options of guards that tell how they repair."""
+
 FOR_TARGETS = ("optim.lr", "scheduler.warmup_ratio", "strategy.process_group_backend")
 """Fields that a node always has and that only its `_target_` reads, if it takes them."""
 
 
 def keys_without_effect(config: Config, tree: Mapping[str, Any], origins: Mapping[str, Origin]) -> Iterator[Problem]:
     """A problem for each key that the user set and that this run does not read."""
-    why = {**_unused_hints(tree, origins), **_outdone(config), **_not_taken(tree)}
+    why = {**_unused_hints(tree, origins), **_outdone(config), **_not_taken(tree), **_idle_guards(config, tree)}
     for path, origin in sorted(origins.items()):
         reason = next((r for key, r in why.items() if path == key or path.startswith(f"{key}.")), "")
         if reason and set_by_user(origin):
@@ -65,6 +69,25 @@ def _not_taken(tree: Mapping[str, Any]) -> dict[str, str]:
         signature = read_signature(target)
         if name not in signature.fields and not signature.accepts_any:
             found[path] = f"{target} takes no {name!r}"
+    return found
+
+
+def _idle_guards(config: Config, tree: Mapping[str, Any]) -> dict[str, str]:
+    """Options of guards that are off, or that another action would use; a patience that no run of this length has."""
+    found: dict[str, str] = {}
+    for name, node in tree["callbacks"].items():
+        own = [k for k in node if k not in ("_target_", "action")]
+        if node.get("action") == "none":
+            found |= {f"callbacks.{name}.{k}": f"callbacks.{name}.action is none" for k in own}
+        elif node.get("action") != "repair":
+            found |= {f"callbacks.{name}.{k}": "it is for action=repair" for k in FOR_REPAIR if k in own}
+    ends = tree["callbacks"].get("early_stopping", {})
+    if "patience" in ends and not ends["patience"]:
+        found |= {f"callbacks.early_stopping.{k}": "patience is null" for k in ("monitor", "mode", "min_delta")}
+    interval = config.trainer.val_check_interval
+    if isinstance(interval, float) and interval and (ends.get("patience") or 0) >= 1 / interval:
+        evaluations = f"the run has {math.ceil(1 / interval)} evaluations (trainer.val_check_interval={interval})"
+        found["callbacks.early_stopping.patience"] = evaluations
     return found
 
 

@@ -11,7 +11,6 @@ from torch import nn
 from tuneforge.build import Loaders
 from tuneforge.console import say
 from tuneforge.context import Context
-from tuneforge.data.batches import StepSampler
 from tuneforge.errors import RefusedError
 
 
@@ -68,16 +67,7 @@ def _train(context: Context, trainer: pl.Trainer, module: Any, batch: Any) -> li
 
 def _first_batch(context: Context, loaders: Loaders) -> dict[str, torch.Tensor]:
     """What the first device sees first; the same on every device, so that all decide alike."""
-    sampler = StepSampler(
-        context.train_rows.num_labels,
-        per_device=context.settled.per_device,
-        accumulate=context.settled.accumulate,
-        world_size=context.machine.world_size,
-        rank=0,
-        seed=context.config.seed,
-        num_steps=context.settled.num_steps,
-    )
-    batch: Any = loaders.collate([context.train_rows[i] for i in next(iter(sampler))])
+    batch: Any = loaders.collate([context.train_rows[i] for i in next(iter(context.sampler(rank=0)))])
     return dict(batch)
 
 

@@ -104,11 +104,13 @@ def _train(context: "Context", record: "Record", place: "Place") -> int:
     """Measure the base, train, restore the best, measure again, write it all down."""
     from tuneforge import finish
     from tuneforge.build import Loaders, build_trainer
+    from tuneforge.callbacks.guard import guards
     from tuneforge.sanity import overfit_one_batch
     from tuneforge.targets import make
 
     module = make(context.tree["task_recipe"], context)
     trainer, loaders = build_trainer(context, place.step), Loaders(context)
+    record.watched = guards(trainer)
 
     if place.checkpoint is None:
         record.before = finish.measure(trainer, module, loaders)
@@ -125,8 +127,7 @@ def _train(context: "Context", record: "Record", place: "Place") -> int:
     finish.restore_best(trainer, module)
     record.after = finish.measure(trainer, module, loaders)
     finish.export(context, trainer, module)
-    record.end(trainer)
-    return EXIT_OK
+    return record.end(trainer)
 
 
 def train_job(job: "DictConfig") -> tuple[int, float | None]:

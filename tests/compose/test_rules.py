@@ -6,6 +6,8 @@ from tuneforge import rules
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 
+BY_ITSELF = ("callbacks.early_stopping.monitor=eval/loss", "callbacks.early_stopping.mode=min")
+
 BROKEN = [
     ("remote-code-unpinned", ["model=hf", "model.path=x", "model.trust_remote_code=true", "model.revision=main"]),
     ("adapter-on-random-base", ["model.init=scratch"]),
@@ -36,6 +38,12 @@ BROKEN = [
     ("chunked-answers", ["data.overlong=chunk"]),
     ("batch-does-not-divide", ["data.packing=false", "trainer.devices=3"]),
     ("batch-does-not-divide", ["data.packing=false", "trainer.devices=1", "batch.per_device=5"]),
+    ("unknown-measure", ["callbacks.checkpoints.monitor=eval/acuracy"]),
+    ("unknown-measure", ["task_recipe=classification", "callbacks.checkpoints.monitor=eval/perplexity"]),
+    ("measure-upside-down", ["callbacks.checkpoints.mode=max"]),
+    ("two-bests", ["callbacks.early_stopping.patience=2", "callbacks.early_stopping.monitor=eval/perplexity"]),
+    ("nothing-to-restore", ["~callbacks.checkpoints", "callbacks.nan_guard.action=stop", *BY_ITSELF]),
+    ("nothing-to-restore", ["~callbacks.checkpoints", "callbacks.early_stopping.patience=2", *BY_ITSELF]),
     ("single-is-one-device", ["strategy=single", "trainer.devices=2"]),
     ("metal-is-one-device", ["hardware=mps", "trainer.devices=2"]),
     ("required-hardware-unused", ["hardware=h100", "hardware.require=true", "trainer.accelerator=cpu"]),
@@ -134,6 +142,10 @@ INERT = [
     (["task_recipe=classification", "samples.max_new_tokens=9"], "samples.max_new_tokens", "predicted, not written"),
     (["data.labels=[a,b]"], "data.labels", "learns no labels"),
     (["samples.num=0", "samples.max_new_tokens=9"], "samples.max_new_tokens", "samples.num is 0"),
+    (["callbacks.spike_guard.rewind_steps=9"], "callbacks.spike_guard.rewind_steps", "it is for action=repair"),
+    (["callbacks.data_guard.action=none", "callbacks.data_guard.drift=3"], "callbacks.data_guard.drift", "is none"),
+    (["callbacks.early_stopping.min_delta=1"], "callbacks.early_stopping.min_delta", "patience is null"),
+    (["callbacks.early_stopping.patience=9"], "callbacks.early_stopping.patience", "the run has 5 evaluations"),
     (["model.revision=main"], "model.revision", "has no revisions"),
     (["strategy=single", "strategy.process_group_backend=gloo"], "strategy.process_group_backend", "takes no"),
     (["trainer.devices=1", "strategy.process_group_backend=gloo"], "strategy.process_group_backend", "one process"),

@@ -62,6 +62,9 @@ class Page(HTMLParser):
         return found
 
 
+EVENT = {"step": 12, "code": "not-finite", "did": "skipped the step", "message": "loss of nan", "fix": "look at it"}
+
+
 def train_line(step: int, loss: float = 2.0) -> dict[str, float]:
     return {
         "step": step,
@@ -122,6 +125,11 @@ def record() -> dict[str, Any]:
             "before": [{**sample, "answer": "are are are"}],
             "after": [{**sample, "answer": "It removes common whitespace."}],
         },
+        "guards": {"nan_guard": {"action": "repair", "count": 1, "events": [EVENT]}, "data_guard": {"events": []}},
+        "gates": [
+            {"name": "eval loss fell", "passed": True, "value": "3.4000 -> 2.4000", "wanted": "a lower loss"},
+            {"name": "samples to read", "passed": False, "value": "0", "wanted": "samples.num=3"},
+        ],
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "git": "0123abcd+",
     }
@@ -189,6 +197,8 @@ def test_the_page_holds_the_numbers_in_order(tmp_path: Path) -> None:
         *("Loss", "nats per supervised token", "exponential moving average", "3.0", "untouched base 3.4000"),
         *("lowest 2.4000 at step 100", "Learning rate", "2e-4", "Gradient norm", "clipped to 0.3", "Speed", "4,000"),
         *("train/supervised_fraction", "The 5 evaluations"),
+        *("Quality gates", "pass", "3.4000 -> 2.4000", "fail", "samples to read", "wanted: samples.num=3"),
+        *("What the guards saw", "12", "nan_guard", "skipped the step", "loss of nan", "look at it", "not-finite"),
         *("What does dedent do?", "are are are", "as wanted", "It removes common whitespace."),
         *("8,892", "4be1", "8,000", "mean documents a row", "5"),
         *("profile", "present", "CPU, 2 cores", "24", "23.5", "bf16, fp16"),

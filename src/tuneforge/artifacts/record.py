@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ import yaml
 from tuneforge.artifacts.folder import read_json, read_metrics, write_json, write_text
 from tuneforge.artifacts.report import write_report
 from tuneforge.build import facts
+from tuneforge.callbacks.guard import Guard, refusal
+from tuneforge.callbacks.quality_gates import Gate, QualityGates
 from tuneforge.callbacks.signals import requeued
 from tuneforge.compose import Composed
 from tuneforge.console import say
 from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.data.source import Source
-from tuneforge.errors import EXIT_OF, EXIT_OK, EXIT_REFUSED, TuneforgeError
+from tuneforge.errors import EXIT_OF, EXIT_OK, EXIT_REFUSED, TuneforgeError, print_problems
 from tuneforge.finish import Measured
 from tuneforge.machine import is_present
 from tuneforge.plan.shape import ModelShape, Trainable
@@ -53,6 +55,9 @@ class Record:
     after: Measured = field(default_factory=Measured)
     parameters: dict[str, int] = field(default_factory=dict)
     clock: float = field(default_factory=time.perf_counter)
+    gates: list[Gate] = field(default_factory=list)
+    watched: dict[str, Guard] = field(default_factory=dict)
+    """The guards that watched, by name."""
     begun: bool = False
     """There is a run.json on the disk."""
 
@@ -130,13 +135,19 @@ class Record:
         if self.begun and is_main_process():
             self._write(status, code)
 
-    def end(self, trainer: pl.Trainer) -> None:
-        """Write the finished record and the report, and print the summary."""
-        if not is_main_process():
-            return
-        self._write("done", EXIT_OK)
-        write_report(self.context.folder.root)
-        self._summary(trainer)
+    def end(self, trainer: pl.Trainer) -> int:
+        """Write record and report, print the summary; returns the exit code, 3 where a guard ended the run."""
+        asked = next((c for c in trainer.callbacks if isinstance(c, QualityGates)), None)  # type: ignore[attr-defined]
+        self.gates = asked.ask(trainer, self.context, self.before, self.after) if asked else []
+        refused = refusal(trainer) or (asked.refusal(self.gates) if asked else None)
+        code = EXIT_REFUSED if refused else EXIT_OK
+        if is_main_process():
+            self._write("refused" if refused else "done", code)
+            write_report(self.context.folder.root)
+            self._summary(trainer)
+            if refused:
+                print_problems([refused])
+        return code
 
     def _write(self, status: str, code: int | None = None) -> None:
         config = self.composed.config
@@ -164,6 +175,8 @@ class Record:
                 "metrics": {"before": self.before.metrics, "after": self.after.metrics},
                 "classes": {"before": self.before.classes, "after": self.after.classes},
                 "samples": {"before": self.before.samples, "after": self.after.samples},
+                "guards": {name: guard.as_record() for name, guard in self.watched.items()},
+                "gates": [asdict(gate) for gate in self.gates],
                 "versions": versions(),
                 "git": git_commit(),
             },
@@ -206,6 +219,8 @@ class Record:
             untuned = self.before.samples[0]["answer"] if self.before.samples else ""
             say(f"\nprompt   {_one_line(sample['prompt'])}\nbefore   {_one_line(untuned)}")
             say(f"after    {_one_line(sample['answer'])}\nwanted   {_one_line(sample['wanted'])}")
+        for gate in self.gates:
+            say(f"{'pass' if gate.passed else 'FAIL'}     {gate}")
         lines = dict(_changes(self.before.metrics, self.after.metrics))
         lines["trained on"] = f"{learnt:,.0f} {what}, {speed:,.0f} a second"
         lines |= {"result": str(result), "report": str(folder.report), "next": self._next_command(result)}

@@ -7,7 +7,7 @@ the run goes through jinja2's escaping, and curves reach the template as numbers
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import resources
 from itertools import zip_longest
@@ -46,6 +46,7 @@ def write_report(root: Path) -> Path:
         "charts": charts(metrics, settings),
         "evaluations": [m for m in metrics if "eval/loss" in m],
         "measures": _measures(run),
+        "events": sorted(_events(run["guards"]), key=lambda found: found[1]["step"]),
         "classes": class_tables(run),
         "samples": _samples(**run["samples"]),
         "settings": settings,
@@ -114,6 +115,12 @@ def _measures(run: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
     before, after = (run["metrics"][moment] for moment in ("before", "after"))
     keys = [k for k in dict.fromkeys([*before, *after]) if k.startswith("eval/") and k != "eval/loss"]
     return [(k, k.partition("/")[2].replace("_", " "), before.get(k), after.get(k)) for k in keys]
+
+
+def _events(guards: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each finding with the name of its guard."""
+    for name, guard in guards.items():
+        yield from ((name, event) for event in guard["events"])
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Saves after each evaluation; keeps the best by eval loss and the newest to resume from."""
+"""Saves after each evaluation; keeps the best by a measure of it and the newest to resume from."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.background import Background
 from tuneforge.console import warn
-from tuneforge.errors import TuneforgeError
+from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.schema.types import PositiveInt
 from tuneforge.world import is_main_process
 
@@ -21,24 +21,26 @@ class Checkpoints(pl.Callback):
         self,
         *,
         monitor: str = "eval/loss",
+        mode: Literal["min", "max"] = "min",
         keep_best: PositiveInt = 1,
         keep_last: PositiveInt = 1,
         asynchronous: bool = True,
         on_error: Literal["stop", "warn"] = "stop",
     ) -> None:
-        """Keep the `keep_best` lowest by `monitor` and the `keep_last` newest; others are removed.
+        """Keep the `keep_best` best by `monitor` (`mode`: the lowest or the highest) and the `keep_last` newest.
 
         `asynchronous` writes a copy in host memory while training goes on. A checkpoint that cannot be written stops
         the run, or with `on_error=warn` is told and left out.
         """
         self.monitor = monitor
+        self.sign = 1.0 if mode == "min" else -1.0
         self.keep_best = keep_best
         self.keep_last = keep_last
         self.on_error = on_error
         self.background = Background(asynchronous)
         """Where this process writes."""
         self.scores: dict[int, float] = {}
-        """Step -> monitored value, of the checkpoints on disk."""
+        """Step -> monitored value (its negative with `mode=max`: less is better), of the checkpoints on disk."""
         self._pruned: dict[int, float] = {}
         """Those that the last save was to replace; still there where it failed."""
 
@@ -60,6 +62,11 @@ class Checkpoints(pl.Callback):
     def ranked(self) -> list[int]:
         """Steps from the best on; the earlier of equals first, those that were not evaluated last."""
         return sorted(self.scores, key=lambda s: (self.scores[s], s))
+
+    @property
+    def has_best(self) -> bool:
+        """Whether any checkpoint was saved with a measure that is a number."""
+        return any(score < math.inf for score in self.scores.values())
 
     def best(self, trainer: pl.Trainer) -> Path | None:
         """The best checkpoint that is whole, None where there is none; of the first process, which writes them."""
@@ -85,7 +92,7 @@ class Checkpoints(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the evaluation was part of training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.save(trainer, float(trainer.callback_metrics[self.monitor]))
+            self.save(trainer, self.sign * measured(trainer, self.monitor, "callbacks.checkpoints"))
 
     def save(self, trainer: pl.Trainer, score: float = math.inf) -> None:
         """Save the present step and prune. Without a score the weights were not evaluated, and are never the best."""
@@ -133,3 +140,16 @@ class Checkpoints(pl.Callback):
             warn(error.problems[0])
             there = {**self._pruned, **self.scores}
             self.scores = {s: v for s, v in there.items() if self.path(trainer, s).is_dir()}
+
+
+def measured(trainer: pl.Trainer, monitor: str, path: str) -> float:
+    """What the last evaluation measured under this name; `path` is the node that asks.
+
+    Raises:
+        TuneforgeError: it measured no such thing.
+    """
+    if monitor not in trainer.callback_metrics:
+        known = [k for k in trainer.callback_metrics if k.startswith("eval/")]
+        message = f"is {monitor}, and the evaluation of this run measures no such thing"
+        raise TuneforgeError("unknown-measure", message, path=f"{path}.monitor", fix=did_you_mean(monitor, known))
+    return float(trainer.callback_metrics[monitor])

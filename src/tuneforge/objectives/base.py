@@ -22,6 +22,7 @@ from tuneforge.context import Context
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.objectives.regularisers import Consolidation
 from tuneforge.sharding import ClippingInStep, ReadingParts, Sharding
+from tuneforge.steps import StepFacts, Watcher
 from tuneforge.streamed import Streamed
 from tuneforge.targets import make
 from tuneforge.vocabulary import make_room
@@ -49,7 +50,9 @@ class Objective(pl.LightningModule):
         self._step_loss: Tensor | None = None
         self._rate = 0.0
         self._step_seconds = 0.0
-        self._grad_norm: Tensor | None = None
+        self._facts: StepFacts | None = None
+        self.watchers: list[Watcher] = []
+        """Who is told of each optimizer step before it is taken."""
         self._consolidation: Consolidation | None = None
 
     # ---- what an objective says of itself
@@ -196,15 +199,28 @@ class Objective(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip to the config's norm, and keep the norm for the log; 0 only measures."""
+        """Clip to the config's norm (0 only measures), and tell the watchers what the step is."""
         self._rate = float(optimizer.param_groups[0]["lr"])
         if isinstance(self.trainer.strategy, ClippingInStep):
             return
         unscale(self.trainer.precision_plugin, optimizer)
         limit = self.context.config.trainer.gradient_clip_val or float("inf")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._tell(self.trainer.global_step + 1, nn.utils.clip_grad_norm_(parameters, limit), optimizer)
+
+    def _tell(self, step: int, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Put down what the step is, and pass it on."""
+        assert self._step_loss is not None
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._facts = StepFacts(
+            step=step,
+            loss=self.trainer.strategy.reduce(self._step_loss, reduce_op="sum"),
+            # Where weights wait in host memory, so do their gradients.
+            grad_norm=norm.to(self._step_loss.device),
+        )
+        self._step_loss = None
+        for watch in self.watchers:
+            watch(self._facts, optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After an optimizer step: what metrics.jsonl shows of it."""
@@ -212,20 +228,19 @@ class Objective(pl.LightningModule):
         if (batch_idx + 1) % self.context.settled.accumulate:
             return
         if isinstance(self.trainer.strategy, ClippingInStep):
-            self._grad_norm = self.trainer.strategy.norm_of_step()
-        assert self._step_loss is not None
-        assert self._grad_norm is not None
+            self._tell(self.trainer.global_step, self.trainer.strategy.norm_of_step(), self.trainer.optimizers[0])
+        assert self._facts is not None
         self.context.method.on_step_end(self.model, self.trainer.global_step)
         self.log_dict(
             {
-                "train/loss": self.trainer.strategy.reduce(self._step_loss, reduce_op="sum"),
-                "train/grad_norm": self._grad_norm,
+                "train/loss": self._facts.loss,
+                "train/grad_norm": self._facts.grad_norm,
                 "train/lr": self._rate,
                 **self.throughput(batch, self._step_seconds),
                 **self.progress(),
             }
         )
-        self._step_loss, self._step_seconds = None, 0.0
+        self._step_seconds = 0.0
 
     def progress(self) -> dict[str, float]:
         """Where the run is: optimizer steps done (Lightning counts from 0), and passes over the train rows."""

@@ -1,0 +1,185 @@
+"""What every guard shares: what it found is said once, kept, counted in the metrics, and can end the run in order."""
+
+from collections import deque
+from typing import Any, ClassVar, Generic, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from tuneforge.console import warn
+from tuneforge.errors import Problem
+from tuneforge.steps import StepFacts
+
+MAX_EVENTS = 100
+"""Findings of one guard that run.json keeps; all of them are counted."""
+
+S = TypeVar("S")
+
+
+class Guard(pl.Callback):
+    """Watches a run. Its `action` says what follows a finding:
+
+    none: the guard is off · warn: it is said · stop: the run ends, the best checkpoint restored and exported, with exit
+    code 3 · repair, where a guard offers it: what it can do itself.
+    """
+
+    name: ClassVar[str]
+    """Of its node in the config, and in front of its keys in metrics.jsonl."""
+
+    def __init__(self, action: str) -> None:
+        self.action = action
+        self.events: list[dict[str, Any]] = []
+        """What was found, oldest first, for run.json."""
+        self.count = 0
+        """How often something was found."""
+        self.gauges: dict[str, float] = {}
+        """What each logged step shows, without the guard's name."""
+        self.refusal: Problem | None = None
+        """Why this guard ended the run."""
+
+    @property
+    def on(self) -> bool:
+        """Whether it watches."""
+        return self.action != "none"
+
+    @property
+    def path(self) -> str:
+        """Its node in the config."""
+        return f"callbacks.{self.name}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found so far."""
+        return {"events": self.events, "count": self.count, "gauges": dict(self.gauges)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.events, self.count = list(state_dict["events"]), int(state_dict["count"])
+        self.gauges |= state_dict["gauges"]
+
+    def as_record(self) -> dict[str, Any]:
+        """For run.json."""
+        return {"action": self.action, "count": self.count, "events": self.events}
+
+    def found(self, trainer: pl.Trainer, problem: Problem, *, step: int | None = None, did: str = "warned") -> None:
+        """Keep a finding; the console and TensorBoard show the first of its code. Called by all processes alike."""
+        told = {e["code"] for e in self.events}
+        self.count += 1
+        where = trainer.global_step if step is None else step
+        event = {"step": where, "code": problem.code, "did": did, "message": problem.message, "fix": problem.fix}
+        if len(self.events) < MAX_EVENTS:
+            self.events.append(event)
+        if problem.code in told:
+            return
+        warn(problem)
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text(f"{self.name}/{problem.code}", str(problem), where)
+
+    def stop(self, trainer: pl.Trainer, problem: Problem, *, step: int | None = None) -> None:
+        """End the run after this step or evaluation, with exit code 3. Called by all processes alike."""
+        self.found(trainer, problem, step=step, did="stopped the run")
+        self.refusal = problem
+        trainer.should_stop = True
+
+    def act(self, trainer: pl.Trainer, problem: Problem, *, step: int | None = None) -> None:
+        """Stop or warn, as `action` says."""
+        (self.stop if self.action == "stop" else self.found)(trainer, problem, step=step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After an optimizer step: put the gauges into its line of the log."""
+        if self.gauges and self.on and steps(trainer, batch_idx):
+            pl_module.log_dict({f"{self.name}/{key}": float(value) for key, value in self.gauges.items()})
+
+
+class StepGuard(Guard, Generic[S]):
+    """A guard of optimizer steps. The host looks at a step when the next one has run: it waits for no device."""
+
+    def __init__(self, action: str) -> None:
+        super().__init__(action)
+        self._unseen: deque[S] = deque()
+
+    def watch(self, facts: StepFacts, optimizer: torch.optim.Optimizer) -> None:
+        """Before an optimizer step, on the device: put down (`keep`) what `judge` will look at."""
+        raise NotImplementedError
+
+    def judge(self, trainer: pl.Trainer, pl_module: Any, seen: S) -> None:
+        """On the host: what `watch` put down."""
+        raise NotImplementedError
+
+    def keep(self, seen: S) -> None:
+        """Put down what is to be judged."""
+        self._unseen.append(seen)
+
+    @property
+    def hurried(self) -> bool:
+        """Whether steps are to be judged at once: something was found just now, and waiting is cheap beside it."""
+        return False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Ask to be told of each step."""
+        if self.on:
+            pl_module.watchers.append(self.watch)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After an optimizer step: judge the one before."""
+        if self.on and steps(trainer, batch_idx):
+            while len(self._unseen) > 1 or (self._unseen and self.hurried):
+                self.judge(trainer, pl_module, self._unseen.popleft())
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Judge the last step too."""
+        while self._unseen:
+            self.judge(trainer, pl_module, self._unseen.popleft())
+
+
+class Late:
+    """A few numbers on their way from the device, which nobody waits for before they are read."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        """`numbers` has the shape [n]."""
+        self._host, self._there = numbers, None
+        if numbers.is_cuda:
+            # Read a step later with `.item()`, they would queue behind that step: the copy must be under way now.
+            self._host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self._host.copy_(numbers, non_blocking=True)
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._there.record()
+
+    def read(self) -> list[float]:
+        """The numbers."""
+        if self._there is not None:
+            self._there.synchronize()
+        return [float(n) for n in self._host.tolist()]
+
+
+def steps(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether an optimizer step was taken with this micro-batch."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def agreed(trainer: pl.Trainer, flag: bool) -> bool:
+    """Whether any process says so. Called by all of them."""
+    if trainer.world_size == 1:
+        return flag
+    return bool(any_process(trainer, torch.tensor(float(flag), device=trainer.strategy.root_device)))
+
+
+def any_process(trainer: pl.Trainer, flags: Tensor) -> Tensor:
+    """The largest of each number over the processes, on the device."""
+    if trainer.world_size > 1:
+        flags = flags.to(trainer.strategy.root_device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return flags
+
+
+def guards(trainer: pl.Trainer) -> dict[str, Guard]:
+    """The guards of a run that watch, by name."""
+    return {c.name: c for c in trainer.callbacks if isinstance(c, Guard) and c.on}  # type: ignore[attr-defined]
+
+
+def refusal(trainer: pl.Trainer) -> Problem | None:
+    """Why a guard ended the run, if one did."""
+    return next((g.refusal for g in guards(trainer).values() if g.refusal is not None), None)

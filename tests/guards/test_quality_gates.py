@@ -1,0 +1,53 @@
+"""The list at the end, what fails it, and runs in which nothing is wrong."""
+
+from guards.conftest import FAST, write_rows
+from helpers import SHORT
+
+
+def gates(ran):
+    return {g["name"]: (g["passed"], g["value"]) for g in ran.record["gates"]}
+
+
+def test_a_healthy_short_run_of_the_defaults_fires_no_guard(command):
+    ran = command(*SHORT, "trainer.max_steps=8", "batch.effective=32", "trainer.val_check_interval=4")
+    assert ran.code == 0
+    assert "warning" not in ran.out
+    assert {name: g["count"] for name, g in ran.record["guards"].items()} == {
+        "nan_guard": 0, "spike_guard": 0, "overfit_guard": 0, "underfit_guard": 0, "data_guard": 0,
+    }  # fmt: skip
+    passed = gates(ran)
+    assert len(passed) == 7
+    assert [name for name, (good, _) in passed.items() if not good] == []
+    assert ran.out.count("\npass ") == 7
+    report = (ran.folder / "report.html").read_text()
+    assert "Quality gates" in report
+    assert passed["eval loss fell"][1] in report.replace("&gt;", ">")
+
+
+def test_an_eval_row_in_the_train_rows_fails_and_stops_where_asked(command, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", 24)
+    leaked = write_rows(tmp_path / "leaked.jsonl", 8)  # the first eight of them
+    options = (
+        *FAST,
+        f"data.path={rows}",
+        f"data.split.eval_path={leaked}",
+        "data.split.by=auto",
+        "trainer.max_steps=4",
+    )
+    ran = command(*options, "callbacks.quality_gates.action=stop")
+    assert ran.code == 3
+    assert gates(ran)["no eval row in train"] == (False, "8 of 8 eval documents are in the train rows")
+    assert gates(ran)["effective batch"] == (False, "8.0 documents")
+    assert gates(ran)["samples to read"][0] is False
+    assert "no eval row in train: 8 of 8" in ran.err
+    assert ran.record["status"] == "refused"
+    assert "FAIL     no eval row in train" in ran.out
+
+
+def test_a_finding_of_a_guard_fails_its_line(command, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", 24)
+    ran = command(*FAST, f"data.path={rows}", "trainer.max_steps=4", "optim.lr=1e-30")
+    assert ran.code == 0
+    assert gates(ran)["no guard found anything"] == (False, "underfit_guard 1")
+    report = (ran.folder / "report.html").read_text()
+    assert "nothing-moves" in report
