@@ -85,7 +85,7 @@ def test_every_rule_has_a_fault_that_breaks_it():
         config = None
 
         def keep(given, tree, seen=broken):
-            for check in rules._RULES:
+            for check in rules.RULES:
                 if check(given, tree) is not None:
                     seen.add(check.__name__)
             return iter(())

@@ -6,6 +6,7 @@ import grid
 import pytest
 
 from tuneforge import rules
+from tuneforge.rules import registry
 
 # Each method family and each strategy at least once; the whole grid is the soak's.
 COVER = (
@@ -77,7 +78,7 @@ def test_the_page_has_every_pair_and_its_refusals_are_the_rules():
 @pytest.mark.soak
 def test_a_refusal_is_still_needed(monkeypatch, tmp_path, lifted, method, extra):
     """Without the rule the pair fails, or gives other numbers."""
-    monkeypatch.setattr(rules, "_RULES", [r for r in rules._RULES if r.__name__ != lifted])
+    monkeypatch.setattr(registry, "RULES", [r for r in rules.RULES if r.__name__ != lifted])
     monkeypatch.setattr(grid, "OPTIONS", tuple(o for o in grid.OPTIONS if o != "optim=adamw" or not extra) + extra)
     grid.run([(method, "single")], 1, tmp_path)
     grid.run([(method, "fsdp")], 2, tmp_path)

@@ -24,7 +24,7 @@ from tuneforge.schema.signature import read_signature
 
 # Names of options are for the record; a person reads them.
 NAMES = {"model.name", "method.name", "task_recipe.name", "strategy.name", "hardware.name"}
-JUDGES = ("dataclasses", "tuneforge.rules", "tuneforge.inert", "tuneforge.compose", "copy")
+JUDGES = ("dataclasses", "tuneforge.inert", "tuneforge.compose", "copy")
 NEEDS = {"file": ["data.path=rows.jsonl"], "hf": ["model.path=somewhere"]}
 
 
@@ -49,7 +49,8 @@ class Watch:
         def recording(this, name):
             reader = sys._getframe(1).f_globals.get("__name__", "")
             # A fact about the machine is there to judge by.
-            judged = reader in JUDGES and not (reader == "tuneforge.rules" and prefix == "hardware")
+            rule = reader.startswith("tuneforge.rules.")
+            judged = reader in JUDGES or (rule and prefix != "hardware")
             if name in names and not judged:
                 self.read.add(f"{prefix}.{name}" if prefix else name)
             return object.__getattribute__(this, name)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from tuneforge.compat import import_deepspeed
 from tuneforge.errors import TuneforgeError
 from tuneforge.machine import Machine
-from tuneforge.rules import ZERO_PRECISIONS, zero_precision
+from tuneforge.rules.strategies import ZERO_PRECISIONS, zero_precision
 from tuneforge.strategies.ddp import backend_of
 
 
