@@ -145,7 +145,7 @@ FUTURE = [
     ("llama_factory_qlora", "deepspeed", "strategy", "deepspeed_zero3_offload"),
     ("llama_factory_pretrain", "use_dora", "method", "dora"),
     ("trl_pretrain", "lr_scheduler_type", "scheduler", "wsd"),
-    ("trl_pretrain", "fsdp", "strategy", "fsdp"),
+    ("trl_pretrain", "fsdp", "strategy", "fsdp_offload"),
 ]
 
 

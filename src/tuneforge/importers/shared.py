@@ -300,18 +300,17 @@ def _stage(file: Path, config: Any) -> tuple[int | None, bool]:
 
 def _fsdp(draft: Draft) -> None:
     keys = [key for key in ("fsdp", "fsdp_config", "fsdp_version") if draft.has(key)]
-    if not draft.choose("strategy", "fsdp", *keys, why=f"there is no strategy=fsdp here; {WHOLE}"):
-        return
     config = draft.given.get("fsdp_config")
     config = dict(config) if isinstance(config, Mapping) else {}
+    words = str(draft.given.get("fsdp", "")) + str(config.get("offload_params", config.get("fsdp_offload_params", "")))
+    option = "fsdp_offload" if "offload" in words or "True" in words else "fsdp"
+    if not draft.choose("strategy", option, *keys, why=f"there is no strategy={option} here; {WHOLE}"):
+        return
     version = draft.given.get("fsdp_version", config.pop("fsdp_version", None))
     if str(version) != "2":
         draft.note(
             "fsdp is PyTorch's second FSDP here, whatever version the file asks for: the same sharding and numbers"
         )
-    words = str(draft.given.get("fsdp", "")) + str(config.get("offload_params", config.get("fsdp_offload_params", "")))
-    if "offload" in words or "True" in words:
-        draft.set("strategy.offload", True, *keys)
     for key, value in config.items():
         if "offload_params" not in key:
             draft.leave(f"fsdp_config.{key}", "sharding follows the model's own layers here; this is not read", value)

@@ -11,7 +11,7 @@ from tuneforge.schema.facts import method_facts
 COPYING_STRATEGIES = ("auto", "single", "ddp")
 
 QUANTISED_STRATEGIES = {
-    4: (*COPYING_STRATEGIES, "fsdp", "deepspeed_zero2", "deepspeed_zero3"),
+    4: (*COPYING_STRATEGIES, "fsdp", "fsdp_offload", "deepspeed_zero2", "deepspeed_zero3"),
     8: COPYING_STRATEGIES,
 }
 """Bits of a quantised base -> strategies under which it gives the losses of one process (tests/distributed). The

@@ -9,7 +9,9 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
+    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -22,9 +24,15 @@ from tuneforge.strategies.ddp import backend_of
 from tuneforge.streamed import without_memory
 
 
-def fsdp(machine: Machine, /, *, process_group_backend: Literal["auto", "nccl", "gloo"] = "auto") -> "Fsdp":
-    """FSDP2 over all processes."""
-    return Fsdp(machine, backend_of(machine, process_group_backend))
+def fsdp(
+    machine: Machine,
+    /,
+    *,
+    offload: Literal["none", "cpu"] = "none",
+    process_group_backend: Literal["auto", "nccl", "gloo"] = "auto",
+) -> "Fsdp":
+    """FSDP2 over all processes; with `offload=cpu`, a device's part waits in host memory, where the step is done."""
+    return Fsdp(machine, backend_of(machine, process_group_backend), offload)
 
 
 class Fsdp(ModelParallelStrategy):
@@ -33,8 +41,11 @@ class Fsdp(ModelParallelStrategy):
     Lightning's own checkpoints bypass its CheckpointIO and hold the frozen base.
     """
 
-    def __init__(self, machine: Machine, backend: str) -> None:
-        super().__init__(machine.world_size, 1, save_distributed_checkpoint=False, process_group_backend=backend)
+    def __init__(self, machine: Machine, backend: str, offload: str = "none") -> None:
+        # Parts that wait in host memory are gathered there: nccl does not.
+        backends = "cpu:gloo,cuda:nccl" if offload != "none" and backend == "nccl" else backend
+        super().__init__(machine.world_size, 1, save_distributed_checkpoint=False, process_group_backend=backends)
+        self.offload = offload
         self._sharded: FSDPModule | None = None
         self._accumulates_apart = False
 
@@ -44,10 +55,12 @@ class Fsdp(ModelParallelStrategy):
         """Split each layer by itself, and the rest together: embeddings, the last norm, the head."""
         without_memory(model)
         mesh = self.device_mesh["data_parallel"]
+        pinned = self.root_device.type == "cuda"
+        policy = OffloadPolicy() if self.offload == "none" else CPUOffloadPolicy(pin_memory=pinned)
         for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
-            fully_shard(layer, mesh=mesh)
-        self._sharded = fully_shard(model, mesh=mesh)
-        place = self.root_device
+            fully_shard(layer, mesh=mesh, offload_policy=policy)
+        self._sharded = fully_shard(model, mesh=mesh, offload_policy=policy)
+        place = self.root_device if self.offload == "none" else torch.device(self.offload)
         # `to_empty` would take the adapters' values too.
         model._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)  # type: ignore[no-untyped-call]
         # Generation calls the model under PEFT's wrapper: embeddings and head must be gathered around it as well.
@@ -92,6 +105,18 @@ class Fsdp(ModelParallelStrategy):
         finally:
             for module, name, parameter in places:
                 module._parameters[name] = parameter
+
+    def model_to_device(self) -> None:
+        """Move what is not there yet; where parts wait in host memory, buffers alone."""
+        assert self.model is not None
+        # An evaluation before leaves the outermost weights gathered: an optimizer made now would hold the copies.
+        in_parts(self.model)
+        if self.offload == "none":
+            super().model_to_device()
+            return
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self.root_device)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
