@@ -52,22 +52,27 @@ def composed(method: str, strategy: str, folder: Path) -> Composed:
 
 def run(cases: list[tuple[str, str]], devices: int, folder: Path) -> None:
     """Train each case in the same warm processes; one that fails leaves a run without its steps."""
-    handovers = []
-    for method, strategy in cases:
-        found = composed(method, strategy, folder)
-        handovers.append(folder / f"{method}-{strategy}.json")
-        place = resume.fresh(found)
-        with place.claim:
-            handovers[-1].write_text(json.dumps({"config": pack(found), "place": pack_place(place)}))
+    handovers = [handed_over(composed(m, s, folder), folder / f"{m}-{s}.json") for m, s in cases]
+    start("several.py", *handovers, devices=devices, seconds=SECONDS * len(cases))
+
+
+def handed_over(found: Composed, file: Path) -> Path:
+    """What the processes of a run are given, in a file."""
+    place = resume.fresh(found)
+    with place.claim:
+        file.write_text(json.dumps({"config": pack(found), "place": pack_place(place)}))
+    return file
+
+
+def start(script: str, *arguments: Path | str, devices: int, seconds: float) -> None:
+    """Run a script of this folder in as many processes, to its end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    several = Path(__file__).with_name("several.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [*command, str(several), *map(str, handovers)],
-        env=environment,
+        [*command, str(Path(__file__).with_name(script)), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=SECONDS * len(cases),
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

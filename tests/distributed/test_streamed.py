@@ -1,0 +1,56 @@
+"""Under strategy=fsdp a process reads its part of the weights, and takes no more memory on the way there."""
+
+import json
+from pathlib import Path
+
+import grid
+import pytest
+
+from helpers import make_tokenizer
+from tuneforge.compose import compose
+
+# 162 million weights in fp32: large beside what Python and its libraries take and give back meanwhile.
+SIZES = {
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A random Llama in four files."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("large")
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, bos_token_id=1, eos_token_id=2))
+    model.save_pretrained(folder, max_shard_size="180MB")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def grown(folder: Path, model: Path, method: str, how: str) -> list[dict[str, int]]:
+    """Of both processes of a run: how many bytes of memory the model took, at its peak and for good."""
+    options = [f"method={method}", "strategy=fsdp", "trainer.devices=2", *grid.OPTIONS, "batch.per_device=1"]
+    found = compose([*options, "model=hf", f"model.path={model}", f"hydra.run.dir={folder / 'run'}"])
+    handover = grid.handed_over(found, folder / "handover.json")
+    grid.start("peak.py", handover, how, devices=2, seconds=grid.SECONDS)
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.peak"))]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("method", "how"), [("lora", "streamed"), ("full", "streamed"), ("full", "whole")])
+def test_building_the_model_takes_its_part_and_no_more_than_a_file(large, tmp_path, method, how):
+    files = [file.stat().st_size for file in large.glob("*.safetensors")]
+    assert len(files) == 4
+    part = sum(files) / 2
+    found = grown(tmp_path, large, method, how)
+    assert len(found) == 2
+    for process in found:
+        print(f"{method}, {how}: part {part / 1e6:.0f} MB, file {max(files) / 1e6:.0f} MB, {process}")  # noqa: T201
+        assert process["kept"] > 0.9 * part
+        assert (process["peak"] < 1.5 * part + max(files)) == (how == "streamed")
