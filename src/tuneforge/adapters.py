@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneforge.console import warn
@@ -62,6 +63,13 @@ def build(method: Method, base: PreTrainedModel, model: Model) -> Any:
     if model.frozen_adapters:
         _freeze_beside(tuned, model.frozen_adapters)
     return tuned
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model under PEFT's wrapper, or the model itself."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from tuneforge.models import (
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
 from tuneforge.settle import Costs, fits_whole, settle
+from tuneforge.strategies import fsdp_tp
 from tuneforge.targets import make
 from tuneforge.vocabulary import add_tokens
 
@@ -54,7 +55,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         TuneforgeError: a model, template, length or batch that cannot work.
     """
     config, tree = composed.config, composed.tree
-    machine = detect(config)
+    machine = _in_groups(detect(config), rules.tensor_parallel_size(tree))
     if config.trainer.activation_offload and machine.kind != "cuda":
         why = f"has no effect in this run: activations are in the memory of the {machine.kind} device's host already"
         warn(Problem("no-effect", why, "trainer.activation_offload"))
@@ -66,6 +67,8 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     classes = rows.labels
     check_architecture(config.model, architecture, config.task_recipe.objective, classifies=classes is not None)
     _refuse_what_cannot_work(config, tree, machine, architecture.to_dict())
+    if machine.tensor_parallel_size > 1:
+        fsdp_tp.check(architecture, machine.tensor_parallel_size)
     tokenizer = load_tokenizer(config.model, generates=classes is None)
     method = make(tree["method"])
     _add_tokens(config, tokenizer, method)
@@ -99,6 +102,14 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         tuple(rows.eval),
         general,
     )
+
+
+def _in_groups(machine: Machine, size: int) -> Machine:
+    """The machine with groups of `size` devices that compute rows together."""
+    problem = rules.uneven_groups(machine.world_size, size)
+    if problem is not None:
+        raise TuneforgeError.of([problem])
+    return dataclasses.replace(machine, tensor_parallel_size=size)
 
 
 def _add_tokens(config: Config, tokenizer: PreTrainedTokenizerBase, method: Method) -> None:
@@ -238,14 +249,17 @@ class Loaders(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches from the step that training is at; Lightning asks after a checkpoint is restored."""
         assert self.trainer is not None
-        sampler = self.context.sampler(rank=self.context.machine.rank, start_step=self.trainer.global_step)
+        sampler = self.context.sampler(rank=self.context.machine.data_parallel_rank, start_step=self.trainer.global_step)
         return self._loader(self.context.train_rows, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The eval rows of this process, in order."""
         machine = self.context.machine
         sampler = EvalSampler(
-            len(self.context.eval_rows), self.context.settled.per_device, machine.world_size, machine.rank
+            len(self.context.eval_rows),
+            self.context.settled.per_device,
+            machine.data_parallel_size,
+            machine.data_parallel_rank,
         )
         return self._loader(self.context.eval_rows, sampler)
 

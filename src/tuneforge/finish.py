@@ -8,12 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from tuneforge import adapters
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
 from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
-from tuneforge.objectives.base import base_model
 from tuneforge.objectives.classification import Classification
 from tuneforge.sharding import Sharding
 
@@ -86,7 +86,7 @@ def _write(context: Context, module: Any) -> None:
     context.tokenizer.save_pretrained(temporary)
     if isinstance(context.train_rows, LabelledRows):
         # Beside an adapter too: labels, padding and loss, without which its head cannot be read.
-        base_model(module.model).config.save_pretrained(temporary)
+        adapters.base_model(module.model).config.save_pretrained(temporary)
     if folder.exists():
         shutil.rmtree(folder)  # left by this run before it was interrupted between here and its end
     temporary.replace(folder)

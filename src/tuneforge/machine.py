@@ -33,11 +33,23 @@ class Machine:
     """NVIDIA's feature level; None for other devices."""
     holds_all: bool = True
     """The device has the memory for a copy of everything that the run needs."""
+    tensor_parallel_size: int = 1
+    """Neighbouring processes that compute each row together, and so read the same ones."""
 
     @property
     def kind(self) -> str:
         """cuda, mps or cpu."""
         return self.device.type
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Processes, or groups of them, that read different rows."""
+        return self.world_size // self.tensor_parallel_size
+
+    @property
+    def data_parallel_rank(self) -> int:
+        """Which of those this process is, or belongs to."""
+        return self.rank // self.tensor_parallel_size
 
 
 def detect(config: Config) -> Machine:

@@ -30,6 +30,7 @@ class Settled:
     accumulate: int
     """Forward passes of one optimizer step."""
     world_size: int
+    """Devices, or groups of devices, that read different rows."""
     num_steps: int
     """Optimizer steps of the run."""
     eval_every: int
@@ -141,13 +142,13 @@ def settle(
     else:
         assert costs is not None
         setting = memory_setting(config, machine, rows, max_length, costs, checkpointing=checkpointing)
-        share = max(1, wanted // machine.world_size)
+        share = max(1, wanted // machine.data_parallel_size)
         available = usable_bytes(config.hardware, machine)
         fitting = largest_per_device(costs.shape, available_bytes=available, at_most=share, **setting)
         # As many passes as that takes, evenly filled: the effective batch is met as closely as rows allow.
         per_device = math.ceil(share / math.ceil(share / fitting))
-    accumulate = max(1, round(wanted / (per_device * machine.world_size)))
-    rows_per_step = per_device * accumulate * machine.world_size
+    accumulate = max(1, round(wanted / (per_device * machine.data_parallel_size)))
+    rows_per_step = per_device * accumulate * machine.data_parallel_size
     num_steps = config.trainer.max_steps or max(1, math.ceil(config.trainer.max_epochs * len(rows) / rows_per_step))
     return Settled(
         precision=compute,
@@ -157,7 +158,7 @@ def settle(
         activation_offload=offload,
         per_device=per_device,
         accumulate=accumulate,
-        world_size=machine.world_size,
+        world_size=machine.data_parallel_size,
         num_steps=num_steps,
         eval_every=_eval_every(config.trainer.val_check_interval, num_steps),
         documents_per_step=rows.documents_per_row * rows_per_step,

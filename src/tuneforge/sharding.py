@@ -1,11 +1,16 @@
 """What a strategy that splits weights over devices is asked beside what Lightning asks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+Part = tuple[slice, ...]
+"""A place in a tensor: a slice of each dimension."""
 
 
 @runtime_checkable
@@ -28,13 +33,13 @@ class Sharding(Protocol):
 class ReadingParts(Protocol):
     """A strategy that splits weights before there are any, and then reads each process's part."""
 
-    def read(self, model: nn.Module, weights: Mapping[str, str], rows: Callable[[str, int, int], Tensor]) -> None:
+    def read(self, model: nn.Module, weights: Mapping[str, str], part: Callable[[str, Part], Tensor]) -> None:
         """Fill the parts of weights that have none yet.
 
         Args:
             model: the split model.
-            weights: name of a parameter -> what `rows` calls it.
-            rows: (name, first, last + 1) -> those rows of the weight.
+            weights: name of a parameter -> what `part` calls it.
+            part: (name, place in the weight) -> what is stored there.
         """
 
 
@@ -50,3 +55,23 @@ def shape_of(parameter: nn.Parameter) -> torch.Size:
     """The shape of a whole parameter; that of the placeholder which DeepSpeed's ZeRO-3 leaves is [0]."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """torch's `clip_grad_norm_`, also over weights that are split over several meshes of devices.
+
+    Returns:
+        The norm of all gradients as it was; shape [].
+    """
+    of_mesh: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for parameter in [p for p in parameters if p.grad is not None]:
+        mesh = parameter.grad.device_mesh if isinstance(parameter.grad, DTensor) else None
+        of_mesh.setdefault(mesh, []).append(parameter)
+    norms = []
+    for own in of_mesh.values():
+        norm = nn.utils.get_total_norm([p.grad for p in own if p.grad is not None])
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms or [torch.zeros(())]))
+    for own in of_mesh.values():
+        nn.utils.clip_grads_with_norm_(own, limit, total)
+    return total

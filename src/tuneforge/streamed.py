@@ -40,13 +40,13 @@ class Files:
         self._opened: dict[Path, Any] = {}
         self._stack = ExitStack()
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows of a weight, as they are stored."""
+    def read(self, name: str, part: tuple[slice, ...]) -> Tensor:
+        """Part of a weight, as it is stored."""
         place = self.places[name]
         if place not in self._opened:
             self._opened[place] = self._stack.enter_context(safe_open(place, "pt"))
-        rows: Tensor = self._opened[place].get_slice(name)[start:stop]
-        return rows
+        found: Tensor = self._opened[place].get_slice(name)[part]
+        return found
 
     def close(self) -> None:
         """Let go of the files, and of what of them is mapped."""

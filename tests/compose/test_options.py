@@ -32,7 +32,7 @@ OPTIONS = {
     "scheduler": ["constant", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear", "wsd"],
     "strategy": [
         *("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero2_offload", "deepspeed_zero3"),
-        *("deepspeed_zero3_offload", "fsdp", "single"),
+        *("deepspeed_zero3_offload", "fsdp", "fsdp_offload", "fsdp_tp", "single"),
     ],
     "task_recipe": [
         "chat",
@@ -50,7 +50,7 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 78
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 79
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")

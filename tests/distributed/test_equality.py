@@ -15,6 +15,9 @@ COVER = (
     ("prompt_tuning", "fsdp"),
     ("qlora", "fsdp"),
     ("dora", "fsdp"),
+    ("full", "fsdp_offload"),
+    ("full", "fsdp_tp"),
+    ("lora", "fsdp_tp"),
 )
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
 

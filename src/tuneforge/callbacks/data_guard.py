@@ -88,8 +88,7 @@ class DataGuard(StepGuard[tuple[int, Late]]):
         same = torch.zeros_like(self._empty) if self._before is None else (self._hash == self._before).double()
         places = torch.full_like(same, self._places)
         numbers = torch.stack([self._empty, same, self._labels.double(), places, torch.ones_like(same)])
-        if self._trainer.world_size > 1:
-            torch.distributed.all_reduce(numbers)
+        numbers = self._trainer.strategy.reduce(numbers, reduce_op="sum")
         self.keep((facts.step, Late(torch.cat([numbers, facts.loss.double()[None]]))))
         self._before = self._hash
         self._hash = self._empty = self._labels = None

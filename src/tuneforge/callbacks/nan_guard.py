@@ -234,7 +234,8 @@ class NanGuard(StepGuard[_Step]):
         if trainer.world_size > 1:
             gathered = [torch.empty_like(losses) for _ in range(trainer.world_size)]
             torch.distributed.all_gather(gathered, losses)
-            losses = torch.stack(gathered, 1)
+            # One of each group of processes that read the same rows.
+            losses = torch.stack(gathered[:: context.machine.tensor_parallel_size], 1)
         shape = (settled.accumulate, settled.world_size, settled.per_device)
         losses = losses.cpu().reshape(shape[:2])
         rows = context.sampler(rank=0).step_rows(seen.step - 1).reshape(shape)

@@ -10,9 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.plugins import MixedPrecision, Precision
-from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from tuneforge import adapters
@@ -21,7 +19,7 @@ from tuneforge.compat import compile_layers, enable_checkpointing, is_4bit
 from tuneforge.context import Context
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.objectives.regularisers import Consolidation
-from tuneforge.sharding import ClippingInStep, ReadingParts, Sharding
+from tuneforge.sharding import ClippingInStep, ReadingParts, Sharding, clip_gradients
 from tuneforge.steps import StepFacts, Watcher
 from tuneforge.streamed import Streamed
 from tuneforge.targets import make
@@ -152,8 +150,8 @@ class Objective(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed every generator from the position in the run: dropout is then the same after a resume."""
-        settled = self.context.settled
-        seed_at(self.context.config.seed, 1 + batch_idx * settled.world_size + self.global_rank)
+        settled, rank = self.context.settled, self.context.machine.data_parallel_rank
+        seed_at(self.context.config.seed, 1 + batch_idx * settled.world_size + rank)
         self._started = time.perf_counter()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -206,12 +204,11 @@ class Objective(pl.LightningModule):
         unscale(self.trainer.precision_plugin, optimizer)
         limit = self.context.config.trainer.gradient_clip_val or float("inf")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._tell(self.trainer.global_step + 1, nn.utils.clip_grad_norm_(parameters, limit), optimizer)
+        self._tell(self.trainer.global_step + 1, clip_gradients(parameters, limit), optimizer)
 
     def _tell(self, step: int, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Put down what the step is, and pass it on."""
         assert self._step_loss is not None
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._facts = StepFacts(
             step=step,
             loss=self.trainer.strategy.reduce(self._step_loss, reduce_op="sum"),
@@ -279,13 +276,6 @@ class Objective(pl.LightningModule):
         if self._consolidation is not None:
             self._consolidation.load_state(checkpoint["consolidation"], self.device)
         assert not missing, f"checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[:3]} among them"
-
-
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model under PEFT's wrapper, or the model itself."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
-    return base
 
 
 def unscale(precision: Precision, optimizer: torch.optim.Optimizer) -> None:

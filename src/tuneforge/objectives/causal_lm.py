@@ -15,7 +15,7 @@ from tuneforge.context import Context
 from tuneforge.data.batches import Batch
 from tuneforge.data.encode import IGNORE
 from tuneforge.models import load_model
-from tuneforge.objectives.base import Objective, base_model
+from tuneforge.objectives.base import Objective
 from tuneforge.objectives.regularisers import divergence
 from tuneforge.objectives.routers import RouterBalance
 
@@ -39,7 +39,7 @@ class CausalLM(Objective):
         if self._balance is None:
             assert self.model is not None
             coefficient = self.context.config.regularise.router_aux_loss_coef
-            self._balance = RouterBalance.of(base_model(self.model), coefficient)
+            self._balance = RouterBalance.of(adapters.base_model(self.model), coefficient)
 
     # ---- the loss
 
@@ -134,7 +134,7 @@ def rows_before_head(model: nn.Module, keep: Tensor) -> Iterator[None]:
     Whatever the architecture does to logits after the head still happens, and the product with the vocabulary, most
     of the memory of a tuning step, is made for supervised tokens alone.
     """
-    head = base_model(model).get_output_embeddings()
+    head = adapters.base_model(model).get_output_embeddings()
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0][keep].unsqueeze(0), *args[1:])

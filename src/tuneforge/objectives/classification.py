@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import PreTrainedModel
 
+from tuneforge.adapters import base_model
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.data.labelled import CollateLabelled, LabelledBatch, LabelledRows
 from tuneforge.data.labels import Labels
 from tuneforge.metrics import Classified
 from tuneforge.models import classifier_config, load_classifier
-from tuneforge.objectives.base import Objective, base_model
+from tuneforge.objectives.base import Objective
 
 
 class Classification(Objective):

@@ -10,7 +10,13 @@ from tuneforge.rules.architectures import architecture_problems
 from tuneforge.rules.data import classifies
 from tuneforge.rules.devices import device_problems
 from tuneforge.rules.registry import RULES, broken, listing
-from tuneforge.rules.strategies import may_split, parts_in_host, splits_weights
+from tuneforge.rules.strategies import (
+    may_split,
+    parts_in_host,
+    splits_weights,
+    tensor_parallel_size,
+    uneven_groups,
+)
 
 __all__ = [
     "RULES",
@@ -27,4 +33,6 @@ __all__ = [
     "parts_in_host",
     "splits_weights",
     "strategies",
+    "tensor_parallel_size",
+    "uneven_groups",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from tuneforge.errors import Problem, did_you_mean
 from tuneforge.rules.registry import rule
+from tuneforge.rules.strategies import tensor_parallel_size
 from tuneforge.schema import Config
 from tuneforge.schema.facts import method_facts
 from tuneforge.schema.signature import UnreadableTargetError, read_signature
@@ -133,7 +134,8 @@ def the_batch_divides(config: Config, tree: Mapping[str, Any]) -> Problem | None
     batch, devices = config.batch, config.trainer.devices
     if config.data.packing or batch.effective_tokens is not None or devices == "auto":
         return None
-    per_pass = devices * (batch.per_device if isinstance(batch.per_device, int) else 1)
+    readers = max(1, devices // tensor_parallel_size(tree))
+    per_pass = readers * (batch.per_device if isinstance(batch.per_device, int) else 1)
     if batch.effective % per_pass == 0:
         return None
     below, above = batch.effective // per_pass * per_pass, (batch.effective // per_pass + 1) * per_pass

@@ -17,7 +17,15 @@ QUANTISED_STRATEGIES = {
 """Bits of a quantised base -> strategies under which it gives the losses of one process (tests/distributed). The
 scales of 8-bit weights do not survive their being split."""
 
-SPLITTING_STRATEGIES = frozenset({"tuneforge.strategies.fsdp.fsdp"})
+TENSOR_PARALLEL = "tuneforge.strategies.fsdp_tp.fsdp_tp"
+"""The `_target_` of the strategy under which several devices compute a row together."""
+
+TENSOR_PARALLEL_METHODS = frozenset(
+    {"tuneforge.methods.full.Full", "tuneforge.methods.freeze.Freeze", "tuneforge.methods.lora.Lora"}
+)
+"""Methods whose matrices can be split as a model's plan has it (tests/distributed)."""
+
+SPLITTING_STRATEGIES = frozenset({"tuneforge.strategies.fsdp.fsdp", TENSOR_PARALLEL})
 """Targets of strategies that give each device a part of every weight."""
 
 SPLITTING_OPTIMIZERS = frozenset({"tuneforge.optim.adamw", "tuneforge.optim.muon"})
@@ -43,6 +51,12 @@ def splits_weights(tree: Mapping[str, Any]) -> bool:
     """Whether the strategy gives each device a part of every weight."""
     strategy = tree["strategy"]
     return strategy["_target_"] in SPLITTING_STRATEGIES or (strategy["_target_"] == ZERO and strategy["stage"] == 3)
+
+
+def tensor_parallel_size(tree: Mapping[str, Any]) -> int:
+    """Devices that compute a row together."""
+    size: int = tree["strategy"].get("tensor_parallel_size", 1)
+    return size
 
 
 def parts_in_host(tree: Mapping[str, Any]) -> bool:
@@ -88,6 +102,40 @@ def split_weights_have_an_optimizer_that_splits(config: Config, tree: Mapping[st
         f"{tree['optim']['_target_']} fails on parts of weights, and strategy={config.strategy.name} splits them all",
         "optim",
         fix="use optim=adamw: split over the devices, its states are as small as an 8-bit one's on one",
+    )
+
+
+@rule
+def groups_are_whole(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Devices that compute rows together come in groups of one size."""
+    devices = config.trainer.devices
+    return None if devices == "auto" else uneven_groups(devices, tensor_parallel_size(tree))
+
+
+def uneven_groups(devices: int, size: int) -> Problem | None:
+    """What is wrong with groups of `size` among so many devices, typed or found."""
+    if devices % size == 0:
+        return None
+    message = f"is {size}, and the run has {devices} device{'s' if devices > 1 else ''}: no whole number of groups"
+    fix = f"set trainer.devices={size} or a multiple, or use strategy=fsdp"
+    return Problem("uneven-groups", message, "strategy.tensor_parallel_size", fix=fix)
+
+
+@rule
+def a_method_works_on_split_matrices(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Where devices compute rows together, what a method puts into layers must be split as these are."""
+    method = tree["method"]
+    if tree["strategy"]["_target_"] != TENSOR_PARALLEL:
+        return None
+    odd = next((key for key in ("use_dora", "modules_to_save") if method.get(key)), "")
+    if method["_target_"] in TENSOR_PARALLEL_METHODS and not odd:
+        return None
+    what = f"method={config.method.name}" + (f" with method.{odd}" if odd else "")
+    return Problem(
+        "no-tensor-parallel",
+        f"{config.strategy.name} splits the matrices of each layer, and {what} does not work on such parts",
+        "strategy",
+        fix="use strategy=fsdp, or method=lora",
     )
 
 

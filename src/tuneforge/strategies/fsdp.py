@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -15,11 +16,13 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tuneforge.machine import Machine
+from tuneforge.sharding import Part
 from tuneforge.strategies.ddp import backend_of
 from tuneforge.streamed import without_memory
 
@@ -44,7 +47,12 @@ class Fsdp(ModelParallelStrategy):
     def __init__(self, machine: Machine, backend: str, offload: str = "none") -> None:
         # Parts that wait in host memory are gathered there: nccl does not.
         backends = "cpu:gloo,cuda:nccl" if offload != "none" and backend == "nccl" else backend
-        super().__init__(machine.world_size, 1, save_distributed_checkpoint=False, process_group_backend=backends)
+        super().__init__(
+            machine.data_parallel_size,
+            machine.tensor_parallel_size,
+            save_distributed_checkpoint=False,
+            process_group_backend=backends,
+        )
         self.offload = offload
         self._sharded: FSDPModule | None = None
         self._accumulates_apart = False
@@ -59,7 +67,7 @@ class Fsdp(ModelParallelStrategy):
         policy = OffloadPolicy() if self.offload == "none" else CPUOffloadPolicy(pin_memory=pinned)
         for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
             fully_shard(layer, mesh=mesh, offload_policy=policy)
-        self._sharded = fully_shard(model, mesh=mesh, offload_policy=policy)
+        self._sharded = fully_shard(model, mesh=self._outer_mesh(), offload_policy=policy)
         place = self.root_device if self.offload == "none" else torch.device(self.offload)
         # `to_empty` would take the adapters' values too.
         model._apply(lambda t: torch.empty_like(t, device=place) if t.is_meta else t)  # type: ignore[no-untyped-call]
@@ -68,17 +76,18 @@ class Fsdp(ModelParallelStrategy):
         # Unsynchronised gradients are whole on every device: nothing for adapters, twice the model for a full run.
         self._accumulates_apart = not trains_base
 
-    def read(self, model: nn.Module, weights: Mapping[str, str], rows: Callable[[str, int, int], Tensor]) -> None:
-        """Read this process's rows of each weight, as `torch.chunk` deals them out."""
+    def _outer_mesh(self) -> DeviceMesh:
+        """The devices that what is outside of layers is split over."""
+        return self.device_mesh["data_parallel"]
+
+    def read(self, model: nn.Module, weights: Mapping[str, str], part: Callable[[str, Part], Tensor]) -> None:
+        """Read this process's part of each weight."""
         parameters = dict(model.named_parameters())
         for name, stored in weights.items():
             parameter = parameters[name]
             assert isinstance(parameter, DTensor)
-            part = -(-parameter.shape[0] // self.world_size)
-            first = min(self.global_rank * part, parameter.shape[0])
-            own = parameter.to_local()
             with torch.no_grad():
-                own.copy_(rows(stored, first, first + own.shape[0]))
+                parameter.to_local().copy_(part(stored, place_of(parameter)))
 
     def fill(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Copy this process's part of each weight."""
@@ -130,6 +139,10 @@ class Fsdp(ModelParallelStrategy):
             if blocked is not None:
                 blocked.set_requires_gradient_sync(True)
 
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Over what has read different rows."""
+        return super().reduce(tensor, group or self.device_mesh["data_parallel"].get_group(), reduce_op)
+
     # ---- checkpoints
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -180,4 +193,12 @@ def split(value: Any, like: Tensor) -> Any:
     """This process's part of a tensor of a split parameter's shape; anything else as it is."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    own = value[place_of(like)].to(like.device, copy=True)
+    whole_one = {"shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(own, like.device_mesh, like.placements, run_check=False, **whole_one)
+
+
+def place_of(parameter: DTensor) -> Part:
+    """Where in the whole weight this process's part is."""
+    sizes, first = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return tuple(slice(start, start + size) for start, size in zip(first, sizes, strict=True))

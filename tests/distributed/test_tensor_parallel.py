@@ -1,0 +1,74 @@
+"""Devices that compute rows together give what one gives, for every kind of plan there is."""
+
+import grid
+import pytest
+from transformers import AutoConfig, LlamaConfig
+
+from helpers import make_model_folder, make_tokenizer
+from tuneforge.errors import TuneforgeError
+from tuneforge.strategies.fsdp_tp import STYLES, check
+
+LLAMA = LlamaConfig(num_attention_heads=6, num_key_value_heads=6, intermediate_size=96)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "code", "fix"),
+    [
+        (LLAMA, 4, "does-not-divide", "set it to 2 or 3 or 6"),
+        (LlamaConfig(num_key_value_heads=1), 2, "does-not-divide", "use strategy=fsdp"),
+        (AutoConfig.for_model("gpt2"), 2, "no-tensor-plan", "use strategy=fsdp"),
+        (AutoConfig.for_model("phi3"), 2, "no-tensor-plan", "use strategy=fsdp"),
+        (AutoConfig.for_model("mixtral"), 2, "no-tensor-plan", "use strategy=fsdp"),
+    ],
+)
+def test_a_model_that_cannot_be_shared_is_refused(config, size, code, fix):
+    with pytest.raises(TuneforgeError) as raised:
+        check(config, size)
+    (problem,) = raised.value.problems
+    assert (problem.code, problem.fix) == (code, fix)
+
+
+def test_it_is_refused_before_weights_load(command):
+    ran = command("strategy=fsdp_tp", "strategy.tensor_parallel_size=4", "trainer.devices=4", "trainer.max_steps=1")
+    assert ran.code == 2
+    assert "num_key_value_heads=2" in ran.err
+    assert ran.err.count("error:") == 1
+
+
+# Biases; norms over heads; the plainest.
+PLANS = ("qwen2", "qwen3", "gemma")
+
+
+def differences(monkeypatch, folder, model, method, devices):
+    monkeypatch.setattr(grid, "OPTIONS", (*grid.OPTIONS, "model=hf", f"model.path={model}"))
+    monkeypatch.setattr(grid, "DEVICES", devices)
+    grid.run([(method, "single")], 1, folder)
+    grid.run([(method, "fsdp_tp")], devices, folder)
+    return grid.differences(folder, method, "fsdp_tp")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("architecture", PLANS)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_each_kind_of_plan_is_equal(monkeypatch, tmp_path, architecture, method):
+    model = make_model_folder(architecture, tmp_path / "model")
+    styles = set(AutoConfig.from_pretrained(model).base_model_tp_plan.values())
+    assert styles == set(STYLES) if architecture == "qwen3" else styles < set(STYLES)
+    loss, norm = differences(monkeypatch, tmp_path, model, method, 2)
+    assert loss < grid.LOSS
+    assert norm < grid.NORM
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("method", ["full", "freeze", "lora"])
+def test_two_groups_of_two_are_equal_to_one(monkeypatch, tmp_path, method):
+    """Sizes that four devices do not share evenly."""
+    from transformers import LlamaForCausalLM
+
+    sizes = {"vocab_size": 517, "hidden_size": 60, "intermediate_size": 130, "head_dim": 10, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    loss, norm = differences(monkeypatch, tmp_path, tmp_path / "model", method, 4)
+    assert loss < grid.LOSS
+    assert norm < grid.NORM
