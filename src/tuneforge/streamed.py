@@ -37,20 +37,23 @@ class Files:
         elif (single := cached_file(path, WEIGHTS, **options)) is not None:
             with safe_open(single, "pt") as opened:
                 self.places = dict.fromkeys(opened.keys(), Path(single))
-        self._opened: dict[Path, Any] = {}
+        self._opened: tuple[Path, Any] | None = None
         self._stack = ExitStack()
 
     def read(self, name: str, part: tuple[slice, ...]) -> Tensor:
         """Part of a weight, as it is stored."""
         place = self.places[name]
-        if place not in self._opened:
-            self._opened[place] = self._stack.enter_context(safe_open(place, "pt"))
-        found: Tensor = self._opened[place].get_slice(name)[part]
+        if self._opened is None or self._opened[0] != place:
+            # What was read of a file stays mapped, and resident, as long as it is open: one at a time.
+            self.close()
+            self._opened = place, self._stack.enter_context(safe_open(place, "pt"))
+        found: Tensor = self._opened[1].get_slice(name)[part]
         return found
 
     def close(self) -> None:
-        """Let go of the files, and of what of them is mapped."""
+        """Let go of the open file, and of what of it is mapped."""
         self._stack.close()
+        self._opened = None
 
 
 class Streamed:
@@ -85,8 +88,9 @@ class Streamed:
         return cls(built.eval(), files, names) if len(names) == len(made) else None
 
     def names_in(self, model: nn.Module) -> dict[str, str]:
-        """Name in the changed model -> name in the files, of the weights that are still to be read."""
-        return {n: self._names[id(p)] for n, p in model.named_parameters() if is_hollow(p)}
+        """Name in the changed model -> name in the files, of the weights that are still to be read, file by file."""
+        names = {n: self._names[id(p)] for n, p in model.named_parameters() if is_hollow(p)}
+        return dict(sorted(names.items(), key=lambda item: self.files.places[item[1]]))
 
 
 def is_hollow(parameter: Tensor) -> bool:

@@ -18,7 +18,8 @@ from tuneforge.handover import pack, pack_place
 
 LOSS, NORM = 1e-5, 1e-4
 """Largest relative differences that count as equal."""
-DEVICES = 2
+DEVICES, GROUPS = 2, {"fsdp_tp": 2}
+"""Processes of a run, and how many of them compute a row together."""
 SECONDS = 120
 """Of one case; collective operations that wait for each other would wait forever."""
 
@@ -46,7 +47,8 @@ OPTIONS = (
 
 def composed(method: str, strategy: str, folder: Path) -> Composed:
     """Raises TuneforgeError where a rule refuses the pair."""
-    spread = ("batch.per_device=4",) if strategy == "single" else ("batch.per_device=2", f"trainer.devices={DEVICES}")
+    rows = 4 * GROUPS.get(strategy, 1) // DEVICES
+    spread = ("batch.per_device=4",) if strategy == "single" else (f"batch.per_device={rows}", f"trainer.devices={DEVICES}")
     where = f"hydra.run.dir={folder / f'{method}-{strategy}'}"
     return compose([f"method={method}", f"strategy={strategy}", *OPTIONS, *spread, where])
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import make_tokenizer
 from tuneforge.compose import compose
 
-# 162 million weights in fp32: large beside what Python and its libraries take and give back meanwhile.
+# 162 million weights: large beside what Python and its libraries take and give back meanwhile.
 SIZES = {
     "vocab_size": 32000,
     "hidden_size": 768,
@@ -23,12 +23,12 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A random Llama in four files."""
+    """A random Llama in four files of bf16, as models are published; on a CPU it is held in fp32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("large")
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, bos_token_id=1, eos_token_id=2))
-    model.save_pretrained(folder, max_shard_size="180MB")
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, bos_token_id=1, eos_token_id=2)).bfloat16()
+    model.save_pretrained(folder, max_shard_size="90MB")
     make_tokenizer().save_pretrained(folder)
     return folder
 
@@ -47,10 +47,9 @@ def grown(folder: Path, model: Path, method: str, how: str) -> list[dict[str, in
 def test_building_the_model_takes_its_part_and_no_more_than_a_file(large, tmp_path, method, how):
     files = [file.stat().st_size for file in large.glob("*.safetensors")]
     assert len(files) == 4
-    part = sum(files) / 2
+    part = sum(files)  # half of the weights, at twice the bytes
     found = grown(tmp_path, large, method, how)
     assert len(found) == 2
     for process in found:
-        print(f"{method}, {how}: part {part / 1e6:.0f} MB, file {max(files) / 1e6:.0f} MB, {process}")  # noqa: T201
         assert process["kept"] > 0.9 * part
         assert (process["peak"] < 1.5 * part + max(files)) == (how == "streamed")
