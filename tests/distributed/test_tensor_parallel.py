@@ -8,7 +8,7 @@ from helpers import make_model_folder, make_tokenizer
 from tuneforge.errors import TuneforgeError
 from tuneforge.strategies.fsdp_tp import STYLES, check
 
-LLAMA = LlamaConfig(num_attention_heads=6, num_key_value_heads=6, intermediate_size=96)
+LLAMA = LlamaConfig(hidden_size=96, num_attention_heads=6, num_key_value_heads=6, intermediate_size=96)
 
 
 @pytest.mark.parametrize(

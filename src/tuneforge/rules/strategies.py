@@ -21,9 +21,14 @@ TENSOR_PARALLEL = "tuneforge.strategies.fsdp_tp.fsdp_tp"
 """The `_target_` of the strategy under which several devices compute a row together."""
 
 TENSOR_PARALLEL_METHODS = frozenset(
-    {"tuneforge.methods.full.Full", "tuneforge.methods.freeze.Freeze", "tuneforge.methods.lora.Lora"}
+    {
+        "tuneforge.methods.freeze.Freeze",
+        "tuneforge.methods.full.Full",
+        "tuneforge.methods.lora.Lora",
+        "tuneforge.methods.prompts.PromptTuning",
+    }
 )
-"""Methods whose matrices can be split as a model's plan has it (tests/distributed)."""
+"""Methods that give the losses of one process there (tests/distributed)."""
 
 SPLITTING_STRATEGIES = frozenset({"tuneforge.strategies.fsdp.fsdp", TENSOR_PARALLEL})
 """Targets of strategies that give each device a part of every weight."""
@@ -123,7 +128,7 @@ def uneven_groups(devices: int, size: int) -> Problem | None:
 
 @rule
 def a_method_works_on_split_matrices(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """Where devices compute rows together, what a method puts into layers must be split as these are."""
+    """Where devices compute rows together, what a method puts into layers must be split as they are."""
     method = tree["method"]
     if tree["strategy"]["_target_"] != TENSOR_PARALLEL:
         return None
@@ -133,7 +138,7 @@ def a_method_works_on_split_matrices(config: Config, tree: Mapping[str, Any]) ->
     what = f"method={config.method.name}" + (f" with method.{odd}" if odd else "")
     return Problem(
         "no-tensor-parallel",
-        f"{config.strategy.name} splits the matrices of each layer, and {what} does not work on such parts",
+        f"{config.strategy.name} splits the matrices of each layer, and {what} has no proof of equal losses on such parts",
         "strategy",
         fix="use strategy=fsdp, or method=lora",
     )
