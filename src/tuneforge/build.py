@@ -249,7 +249,8 @@ class Loaders(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches from the step that training is at; Lightning asks after a checkpoint is restored."""
         assert self.trainer is not None
-        sampler = self.context.sampler(rank=self.context.machine.data_parallel_rank, start_step=self.trainer.global_step)
+        rank = self.context.machine.data_parallel_rank
+        sampler = self.context.sampler(rank=rank, start_step=self.trainer.global_step)
         return self._loader(self.context.train_rows, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -47,8 +47,9 @@ OPTIONS = (
 
 def composed(method: str, strategy: str, folder: Path) -> Composed:
     """Raises TuneforgeError where a rule refuses the pair."""
-    rows = 4 * GROUPS.get(strategy, 1) // DEVICES
-    spread = ("batch.per_device=4",) if strategy == "single" else (f"batch.per_device={rows}", f"trainer.devices={DEVICES}")
+    devices = 1 if strategy == "single" else DEVICES
+    rows = 4 * GROUPS.get(strategy, 1) // devices
+    spread = (f"batch.per_device={rows}", f"trainer.devices={devices}")
     where = f"hydra.run.dir={folder / f'{method}-{strategy}'}"
     return compose([f"method={method}", f"strategy={strategy}", *OPTIONS, *spread, where])
 

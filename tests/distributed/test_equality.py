@@ -68,22 +68,24 @@ def test_the_page_has_every_pair_and_its_refusals_are_the_rules():
 
 
 @pytest.mark.parametrize(
-    ("lifted", "method", "extra"),
+    ("lifted", "pair", "extra"),
     [
-        ("a_method_works_on_split_weights", "adalora", ()),
-        ("a_method_works_on_split_weights", "vblora", ()),
-        ("a_quantised_base_has_a_proven_strategy", "qlora_8bit", ()),
-        ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=adafactor",)),
-        ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=lion",)),
-        ("split_weights_have_an_optimizer_that_splits", "lora", ("optim=adamw_8bit",)),
+        ("a_method_works_on_split_weights", ("adalora", "fsdp"), ()),
+        ("a_method_works_on_split_weights", ("vblora", "fsdp"), ()),
+        ("a_quantised_base_has_a_proven_strategy", ("qlora_8bit", "fsdp"), ()),
+        ("split_weights_have_an_optimizer_that_splits", ("lora", "fsdp"), ("optim=adafactor",)),
+        ("split_weights_have_an_optimizer_that_splits", ("lora", "fsdp"), ("optim=lion",)),
+        ("split_weights_have_an_optimizer_that_splits", ("lora", "fsdp"), ("optim=adamw_8bit",)),
+        ("a_method_works_on_split_matrices", ("dora", "fsdp_tp"), ()),
+        ("a_method_works_on_split_matrices", ("ia3", "fsdp_tp"), ()),
     ],
 )
 @pytest.mark.soak
-def test_a_refusal_is_still_needed(monkeypatch, tmp_path, lifted, method, extra):
+def test_a_refusal_is_still_needed(monkeypatch, tmp_path, lifted, pair, extra):
     """Without the rule the pair fails, or gives other numbers."""
     monkeypatch.setattr(registry, "RULES", [r for r in rules.RULES if r.__name__ != lifted])
     monkeypatch.setattr(grid, "OPTIONS", tuple(o for o in grid.OPTIONS if o != "optim=adamw" or not extra) + extra)
-    grid.run([(method, "single")], 1, tmp_path)
-    grid.run([(method, "fsdp")], 2, tmp_path)
-    loss, norm = grid.differences(tmp_path, method, "fsdp")
+    grid.run([(pair[0], "single")], 1, tmp_path)
+    grid.run([pair], 2, tmp_path)
+    loss, norm = grid.differences(tmp_path, *pair)
     assert loss > grid.LOSS or norm > grid.NORM

@@ -62,3 +62,17 @@ def test_two_groups_of_two_are_equal_to_one(monkeypatch, tmp_path):
     LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     assert_equal(monkeypatch, tmp_path, tmp_path / "model", ("full", "freeze", "lora"), 4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["fsdp_offload", "fsdp_tp"])
+def test_a_run_that_was_resumed_goes_on_as_one_process_does(command, strategy):
+    """With moments of other weights in the optimizer, or of other parts of them, the next losses would be others."""
+    steady = (*grid.OPTIONS, "method=full", "scheduler=constant", "trainer.max_steps=4", "optim.lr=2e-5")
+    one = command(*steady, "batch.per_device=4")
+    rows = 2 * grid.GROUPS.get(strategy, 1)
+    options = (*steady, f"strategy={strategy}", "trainer.devices=2", f"batch.per_device={rows}")
+    begun = command(*options, "trainer.max_steps=2")
+    assert begun.code == 0, begun.err
+    assert command(*options, f"resume={begun.folder}").code == 0
+    assert begun.losses == pytest.approx(one.losses, rel=grid.LOSS)

@@ -138,7 +138,7 @@ def a_method_works_on_split_matrices(config: Config, tree: Mapping[str, Any]) ->
     what = f"method={config.method.name}" + (f" with method.{odd}" if odd else "")
     return Problem(
         "no-tensor-parallel",
-        f"{config.strategy.name} splits the matrices of each layer, and {what} has no proof of equal losses on such parts",
+        f"{config.strategy.name} splits each layer's matrices, and {what} has no proof of equal losses on such parts",
         "strategy",
         fix="use strategy=fsdp, or method=lora",
     )

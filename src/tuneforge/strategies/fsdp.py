@@ -194,8 +194,9 @@ def split(value: Any, like: Tensor) -> Any:
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     own = value[place_of(like)].to(like.device, copy=True)
-    whole_one = {"shape": like.shape, "stride": like.stride()}
-    return DTensor.from_local(own, like.device_mesh, like.placements, run_check=False, **whole_one)
+    return DTensor.from_local(
+        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def place_of(parameter: DTensor) -> Part:

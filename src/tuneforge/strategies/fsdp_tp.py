@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import gcd
-from typing import Literal
+from typing import Any, Literal
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -99,7 +99,7 @@ def check(architecture: PretrainedConfig, size: int) -> None:
 
 def parallelise(model: nn.Module, mesh: DeviceMesh) -> None:
     """Leave each device of a group its part of the layers' matrices, and of the adapters beside them."""
-    body = base_model(model).base_model
+    body: Any = base_model(model).base_model
     plan = body.config.get_text_config().base_model_tp_plan
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     for name, module in list(body.named_modules()):
