@@ -39,7 +39,7 @@ OPTIONS = (
         "task_recipe.dropout=0",
         "data.packing=false",
         "optim=adamw",
-        "optim.lr=2e-4",
+        "optim.lr=2e-5",
         "trainer.accelerator=cpu",
     ),
 )

@@ -1,5 +1,7 @@
 """Devices that compute rows together give what one gives, for every kind of plan there is."""
 
+import json
+
 import grid
 import pytest
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
@@ -42,6 +44,17 @@ def assert_equal(monkeypatch, folder, model, methods, devices):
     grid.run([(method, "fsdp_tp") for method in methods], devices, folder)
     found = {method: grid.differences(folder, method, "fsdp_tp") for method in methods}
     assert all(loss < grid.LOSS and norm < grid.NORM for loss, norm in found.values()), found
+
+
+def test_gradients_of_a_shared_model_are_those_of_the_whole(tmp_path):
+    """In double precision, which leaves no room for what is not there in single precision alone."""
+    make_model_folder("qwen3", tmp_path / "model")
+    grid.start("doubles.py", tmp_path / "model", tmp_path, devices=2, seconds=grid.SECONDS)
+    found = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
+    assert len(found) == 2
+    for worst in found:
+        assert worst.keys() == {"full", "lora"}
+        assert max(worst.values()) < 1e-12
 
 
 # Biases; norms over heads, and so every style there is; the plainest.

@@ -127,20 +127,27 @@ def uneven_groups(devices: int, size: int) -> Problem | None:
 
 
 @rule
-def a_method_works_on_split_matrices(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """Where devices compute rows together, what a method puts into layers must be split as they are."""
-    method = tree["method"]
+def what_is_proven_on_split_matrices(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Where devices compute rows together, what touches weights needs a proof of equal losses on such parts."""
     if tree["strategy"]["_target_"] != TENSOR_PARALLEL:
         return None
-    odd = next((key for key in ("use_dora", "modules_to_save") if method.get(key)), "")
-    if method["_target_"] in TENSOR_PARALLEL_METHODS and not odd:
+    method = tree["method"]
+    unproven = {
+        f"method={config.method.name}": method["_target_"] not in TENSOR_PARALLEL_METHODS,
+        "method.use_dora": method.get("use_dora"),
+        "method.modules_to_save": method.get("modules_to_save"),
+        "optim=muon": tree["optim"]["_target_"] == "tuneforge.optim.muon",
+        "regularise.ewc": config.regularise.ewc,
+        "model.torch_compile": config.model.torch_compile,
+    }
+    what = next((name for name, given in unproven.items() if given), None)
+    if what is None:
         return None
-    what = f"method={config.method.name}" + (f" with method.{odd}" if odd else "")
     return Problem(
         "no-tensor-parallel",
         f"{config.strategy.name} splits each layer's matrices, and {what} has no proof of equal losses on such parts",
         "strategy",
-        fix="use strategy=fsdp, or method=lora",
+        fix=f"use strategy=fsdp, or leave {what} out",
     )
 
 
