@@ -236,6 +236,10 @@ SURFACE = {
         *("learning_rate_scale(name)", "state(model)", "load_state(model, state)"),
     ],
     "tuneforge.methods.lora.Lora": ["r", "lora_alpha", "lora_dropout", "target_modules", "peft_config(model)"],
+    "tuneforge.objectives.base.Objective": [
+        *("Objective(context)", "context", "model", "summed()"),
+        *("load_base(dtype, quantization_config)", "loss_sum(batch)", "count(batch)", "throughput(batch, seconds)"),
+    ],
     "tuneforge.objectives.causal_lm.CausalLM": [
         *("CausalLM(context)", "context", "model", "configure_optimizers()"),
         *("loss_of_logits(logits, labels, batch)", "loss_sum(batch)"),
