@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 
 @runtime_checkable
@@ -39,11 +40,29 @@ class ReadingParts(Protocol):
 
 
 @runtime_checkable
+class SavingParts(Protocol):
+    """A strategy under which each process can write its own part of a checkpoint."""
+
+    saves_parts: bool
+    """Each does; else the first process gathers and writes everything."""
+
+
+@runtime_checkable
 class ClippingInStep(Protocol):
     """A strategy that clips gradients within the optimizer step, to the trainer's `gradient_clip_val`."""
 
     def norm_of_step(self) -> Tensor:
         """Norm of the last step's gradients over all devices, before they were clipped; shape []."""
+
+
+def in_parts(model: nn.Module) -> None:
+    """Under FSDP, let go of what is gathered: after a forward pass the outermost weights still are.
+
+    After an evaluation they are not what is trained, and a guard that looks at weights would find others than before.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:
