@@ -1,5 +1,6 @@
 """What several test files share: tiny models and tokenizers, a finished command, the options of a short run."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -7,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # A short run: a few steps on a few rows.
 SHORT = ("trainer.max_steps=4", "data.max_rows=64", "data.split.max_eval_rows=16", "samples.num=1", "batch.effective=8")
 
 ENCODERS = ("bert",)
 ARCHITECTURES = ("llama", "qwen2", "mistral", "gemma", "gpt2")
+
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="deepspeed is not installed: pip install 'tuneforge[deepspeed]'",
+)
 
 
 @dataclass

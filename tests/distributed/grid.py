@@ -59,6 +59,11 @@ def run(cases: list[tuple[str, str]], devices: int, folder: Path) -> None:
         place = resume.fresh(found)
         with place.claim:
             handovers[-1].write_text(json.dumps({"config": pack(found), "place": pack_place(place)}))
+    start(handovers, devices)
+
+
+def start(handovers: list[Path], devices: int) -> None:
+    """Processes that train one handover after another."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     several = Path(__file__).with_name("several.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -67,7 +72,7 @@ def run(cases: list[tuple[str, str]], devices: int, folder: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=SECONDS * len(cases),
+        timeout=SECONDS * len(handovers),
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
