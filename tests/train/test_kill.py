@@ -24,6 +24,8 @@ STEPS = (
     "batch.per_device=8",
     "resume=auto",
 )
+OWN = ("underfit_guard/moved",)
+"""What a resumed run measures from where it goes on."""
 IN_PARTS = ("method=full", "optim=adamw", "callbacks.checkpoints.sharded=true")
 
 
@@ -152,7 +154,7 @@ def test_five_kills_at_random_moments_of_one_run(command, tmp_path, seed):
     [
         (["strategy=ddp"], [(4, "all"), (8, "parent"), (14, "saving")]),
         (["strategy=fsdp"], [(8, "all")]),
-        (["strategy=fsdp", *IN_PARTS], [(4, "saving"), (8, "parent"), (12, "saving"), (14, "all")]),
+        (["strategy=fsdp", *IN_PARTS], [(4, "saving"), (8, "parent"), (12, "saving")]),
         pytest.param(["strategy=deepspeed_zero3"], [(4, "saving"), (10, "all")], marks=needs_deepspeed),
     ],
     ids=["ddp", "fsdp", "fsdp in parts", "deepspeed_zero3"],
@@ -178,5 +180,5 @@ def test_two_processes_killed(command, tmp_path, strategy, kills):
             kill_at(child, 0.0 if how == "saving" else 0.1)
     resumed = command(*options, folder=folder)
     assert resumed.code == 0, resumed.err
-    assert shown(resumed.metrics) == shown(reference.metrics)
+    assert shown(resumed.metrics, OWN) == shown(reference.metrics, OWN)
     assert weights(folder) == weights(reference.folder)
