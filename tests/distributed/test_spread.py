@@ -73,6 +73,7 @@ def assert_equal(one: Ran, other: Ran) -> None:
 
 @needs_deepspeed
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_deepspeed_takes_over_and_hands_on(command, method):
     chosen = f"method={method}"
@@ -88,6 +89,7 @@ def test_deepspeed_takes_over_and_hands_on(command, method):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 def test_parts_of_two_processes_go_on_in_three_and_theirs_in_one(command):
     chosen = ("method=full", "strategy=fsdp", "callbacks.checkpoints.sharded=true", "batch.effective=12")
     spread = {n: (f"trainer.devices={n}", f"batch.per_device={12 // n}") for n in (1, 2, 3)}
