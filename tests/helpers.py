@@ -1,5 +1,6 @@
 """What several test files share: tiny models and tokenizers, a finished command, the options of a short run."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -7,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # A short run: a few steps on a few rows.
 SHORT = ("trainer.max_steps=4", "data.max_rows=64", "data.split.max_eval_rows=16", "samples.num=1", "batch.effective=8")
 
 ENCODERS = ("bert",)
 ARCHITECTURES = ("llama", "qwen2", "mistral", "gemma", "gpt2")
+
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="deepspeed is not installed: pip install 'tuneforge[deepspeed]'",
+)
 
 
 @dataclass
@@ -122,9 +131,10 @@ def signal_at(monkeypatch: Any, step: int, number: int = signal.SIGTERM) -> None
     monkeypatch.setattr(CausalLM, "on_train_batch_end", signalling)
 
 
-def shown(metrics: list[dict[str, Any]]) -> dict[Any, Any]:
+def shown(metrics: list[dict[str, Any]], less: tuple[str, ...] = ()) -> dict[Any, Any]:
     """What metrics.jsonl says of a run, less its speed: equal for equal runs; a line written twice is an error."""
-    lines = {(m["step"], "eval/loss" in m): {k: v for k, v in m.items() if k != "train/tokens_per_s"} for m in metrics}
+    left_out = ("train/tokens_per_s", *less)
+    lines = {(m["step"], "eval/loss" in m): {k: v for k, v in m.items() if k not in left_out} for m in metrics}
     assert len(lines) == len(metrics)
     return lines
 

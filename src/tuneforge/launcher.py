@@ -14,12 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from tuneforge.artifacts.claim import Claim
-from tuneforge.artifacts.folder import read_json, write_json
+from tuneforge.artifacts.folder import write_exit
 from tuneforge.compose import Composed
 from tuneforge.errors import EXIT_BUG, EXIT_OF, EXIT_OK, Problem, print_problems
 from tuneforge.exchange import LISTENING
@@ -124,11 +123,3 @@ def end_with_parent() -> None:
     """Have the system send this process SIGTERM when its parent dies, however it dies: no orphan trains on."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def write_exit(record: Path, code: int) -> None:
-    """Correct a record: a process that was killed has written nothing of its end, or another's failure came first."""
-    with suppress(FileNotFoundError):
-        facts = read_json(record)
-        if facts["exit"] != code:
-            write_json(record, {**facts, "status": "failed", "exit": code})

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed import DistError
 
 from tuneforge.artifacts.claim import NAME as LOCK
+from tuneforge.artifacts.folder import write_exit
 from tuneforge.compose import Composed
 from tuneforge.console import quiet_libraries
 from tuneforge.data import source
 from tuneforge.errors import EXIT_BUG, EXIT_OK, Problem, TuneforgeError, as_record, print_problems
 from tuneforge.exchange import Exchange
 from tuneforge.handover import fingerprint, pack, pack_place, unpack, unpack_place
-from tuneforge.launcher import write_exit
 from tuneforge.train import announce, read_and_choose, train
 from tuneforge.versions import versions
 

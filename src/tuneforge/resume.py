@@ -20,7 +20,8 @@ from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.interpolation import leaves, lookup
 from tuneforge.world import restarts
 
-# What may differ between a run and its resumption: where it looks, what it prints, how long it goes on.
+# What may differ between a run and its resumption: where it looks, what it prints, how long it goes on, and how a step
+# is spread, as long as its rows are the same (`check_spread`).
 MAY_CHANGE = (
     "resume",
     "output_root",
@@ -29,6 +30,9 @@ MAY_CHANGE = (
     "samples",
     "sanity",
     "lr_find",
+    "strategy",
+    "batch.per_device",
+    "trainer.devices",
     "trainer.max_steps",
     "trainer.log_every_n_steps",
 )
@@ -151,6 +155,47 @@ def fresh(composed: Composed) -> Place:
             fix=f"choose another folder, or go on with it: resume={root}",
         )
     return Place(RunFolder(folder), claim=claim)
+
+
+def check_spread(composed: Composed, place: Place, settled: Mapping[str, Any]) -> None:
+    """Say how a resumed run's steps are spread over processes, where that is not as it was.
+
+    Args:
+        composed: the config.
+        place: where the run goes on.
+        settled: the numbers that it is to be run with, as in run.json.
+
+    Raises:
+        TuneforgeError: its steps would have another number of rows, and the position in a checkpoint counts steps.
+    """
+    if place.checkpoint is None:
+        return
+    facts, root = _record(place.folder.record), place.folder.root
+    then, now = _rows_per_step(facts["settled"]), _rows_per_step(settled)
+    before, after = _spread(facts["choices"], facts["settled"]), _spread(composed.choices, settled)
+    if then != now:
+        world = settled["world_size"]
+        divides = then % world == 0
+        raise TuneforgeError(
+            "batch-changed",
+            f"a step of {root} takes {then} rows, and would take {now} now ({after})",
+            path="resume",
+            fix=f"set batch.per_device={then // world}" if divides else f"use as many processes as divide {then}",
+        )
+    if before != after:
+        say(
+            f"resume: {after} instead of {before}: the same rows a step; sums are rounded in another order, and "
+            "dropout, if there is any, draws other masks"
+        )
+
+
+def _rows_per_step(settled: Mapping[str, Any]) -> int:
+    return int(settled["per_device"] * settled["accumulate"] * settled["world_size"])
+
+
+def _spread(choices: Mapping[str, Any], settled: Mapping[str, Any]) -> str:
+    rows = f"{settled['per_device']} rows x {settled['accumulate']} x {settled['world_size']}"
+    return f"strategy={choices['strategy']}, {rows}"
 
 
 def _held(composed: Composed, rows: Source, root: Path, checkpoint: Path | None = None) -> Place:

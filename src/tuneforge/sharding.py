@@ -7,9 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-Part = tuple[slice, ...]
+Place = tuple[slice, ...]
 """A place in a tensor: a slice of each dimension."""
 
 
@@ -33,7 +34,7 @@ class Sharding(Protocol):
 class ReadingParts(Protocol):
     """A strategy that splits weights before there are any, and then reads each process's part."""
 
-    def read(self, model: nn.Module, weights: Mapping[str, str], part: Callable[[str, Part], Tensor]) -> None:
+    def read(self, model: nn.Module, weights: Mapping[str, str], part: Callable[[str, Place], Tensor]) -> None:
         """Fill the parts of weights that have none yet.
 
         Args:
@@ -44,11 +45,29 @@ class ReadingParts(Protocol):
 
 
 @runtime_checkable
+class SavingParts(Protocol):
+    """A strategy under which each process can write its own part of a checkpoint."""
+
+    saves_parts: bool
+    """Each does; else the first process gathers and writes everything."""
+
+
+@runtime_checkable
 class ClippingInStep(Protocol):
     """A strategy that clips gradients within the optimizer step, to the trainer's `gradient_clip_val`."""
 
     def norm_of_step(self) -> Tensor:
         """Norm of the last step's gradients over all devices, before they were clipped; shape []."""
+
+
+def in_parts(model: nn.Module) -> None:
+    """Under FSDP, let go of what is gathered: after a forward pass the outermost weights still are.
+
+    After an evaluation they are not what is trained, and a guard that looks at weights would find others than before.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:

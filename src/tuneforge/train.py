@@ -86,6 +86,7 @@ def train(composed: Composed, rows: "Source", place: "Place") -> int:
 
     with library_errors_explained(composed.config):
         context = prepare(composed, rows, place.folder)
+        resume.check_spread(composed, place, context.settled.as_dict())
         record = Record.of(composed, context, rows, resumed=place.checkpoint is not None)
     try:
         with heard(), library_errors_explained(composed.config):

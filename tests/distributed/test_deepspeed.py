@@ -6,17 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import SHORT, Ran, same_adapter, shown
+from helpers import SHORT, Ran, needs_deepspeed, same_adapter, shown
 from tuneforge import rules
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.checkpoint_io import STATE
-
-try:
-    importlib.metadata.version("deepspeed")
-    THERE = True
-except importlib.metadata.PackageNotFoundError:
-    THERE = False
-needs_deepspeed = pytest.mark.skipif(not THERE, reason="deepspeed is not installed: pip install 'tuneforge[deepspeed]'")
 
 PLAIN = (
     *SHORT,

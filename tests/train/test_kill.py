@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import SHORT, shown
+from helpers import SHORT, needs_deepspeed, shown
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.folder import read_json, read_metrics
 
@@ -24,6 +24,9 @@ STEPS = (
     "batch.per_device=8",
     "resume=auto",
 )
+OWN = ("underfit_guard/moved",)
+"""What a resumed run measures from where it goes on."""
+IN_PARTS = ("method=full", "optim=adamw", "callbacks.checkpoints.sharded=true")
 
 
 def start(folder: Path, *options: str, **environment: str) -> "subprocess.Popen[bytes]":
@@ -75,6 +78,44 @@ def test_a_kill_in_the_middle_of_a_save_and_one_with_a_foreign_tmpdir(command, t
     assert not half_written(folder)
 
 
+TWO_WRITERS = """
+import os, signal, sys
+from pathlib import Path
+import torch.distributed as dist
+from tuneforge.artifacts import whole
+
+root, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
+
+def share(value):
+    found = [None, None]
+    dist.all_gather_object(found, value)
+    return found
+
+for step in (1, 2):
+    def fill(folder):
+        file = folder / str(rank)
+        file.write_bytes(bytes(1000))
+        if (rank, step) == (1, 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [file]
+
+    whole.write(whole.path_of(root / "checkpoints", step), fill, whole.Ranks(rank, share))
+"""
+
+
+def test_a_process_killed_while_two_save_leaves_the_checkpoint_before_and_nobody_waits(tmp_path):
+    command = [sys.executable, "-c", TWO_WRITERS, str(tmp_path)]
+    children = [subprocess.Popen([*command, str(rank)], stderr=subprocess.DEVNULL) for rank in (0, 1)]
+    assert children[1].wait(60) == -signal.SIGKILL
+    assert children[0].wait(60) != 0
+    assert half_written(tmp_path)
+    whole.tidy(tmp_path / "checkpoints")
+    assert not half_written(tmp_path)
+    newest, damaged = whole.newest(tmp_path / "checkpoints")
+    assert (newest, damaged) == (tmp_path / "checkpoints" / "step-00000001", {})
+
+
 def half_written(folder: Path) -> list[Path]:
     """Checkpoints without a name."""
     return list(folder.glob("checkpoints/.step-*.tmp"))
@@ -108,25 +149,36 @@ def test_five_kills_at_random_moments_of_one_run(command, tmp_path, seed):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("strategy", "kills"), [("ddp", [(4, False), (8, True), (14, False)]), ("fsdp", [(8, False)])])
+@pytest.mark.parametrize(
+    ("strategy", "kills"),
+    [
+        (["strategy=ddp"], [(4, "all"), (8, "parent"), (14, "saving")]),
+        (["strategy=fsdp"], [(8, "all")]),
+        (["strategy=fsdp", *IN_PARTS], [(4, "saving"), (8, "parent"), (12, "saving")]),
+        pytest.param(["strategy=deepspeed_zero3"], [(4, "saving"), (10, "all")], marks=needs_deepspeed),
+    ],
+    ids=["ddp", "fsdp", "fsdp in parts", "deepspeed_zero3"],
+)
 def test_two_processes_killed(command, tmp_path, strategy, kills):
-    """All of them, or the parent alone: then the others save and end, and train on for nobody."""
-    options = (*STEPS, "trainer.max_steps=20", "batch.per_device=4", f"strategy={strategy}", "trainer.devices=2")
+    """All of them, also while they save, or the parent alone: then the others save and end, and train on for nobody."""
+    options = (*STEPS, "trainer.max_steps=20", "batch.per_device=4", *strategy, "trainer.devices=2")
     reference, folder = command(*options), tmp_path / "killed"
     assert reference.code == 0, reference.err
-    for at, alone in kills:
+    for at, how in kills:
         child = start(folder, *options)
         while child.poll() is None and not any(whole.step_of(c) >= at for c in whole.found(folder / "checkpoints")):
             time.sleep(0.01)
+        while child.poll() is None and how == "saving" and not half_written(folder):
+            time.sleep(0.0005)
         family = psutil.Process(child.pid).children(recursive=True)
         assert len(family) >= 2
-        if alone:
+        if how == "parent":
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
             assert psutil.wait_procs(family, timeout=60)[1] == []
         else:
-            kill_at(child, 0.1)
+            kill_at(child, 0.0 if how == "saving" else 0.1)
     resumed = command(*options, folder=folder)
     assert resumed.code == 0, resumed.err
-    assert shown(resumed.metrics) == shown(reference.metrics)
+    assert shown(resumed.metrics, OWN) == shown(reference.metrics, OWN)
     assert weights(folder) == weights(reference.folder)

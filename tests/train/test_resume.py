@@ -99,6 +99,30 @@ def test_a_changed_config_is_refused_with_what_changed(command, monkeypatch, ref
     assert "optim.lr (0.002 -> 0.001)" in said
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_step_may_be_spread_otherwise_while_its_rows_are_the_same(command, monkeypatch, before, after):
+    options = (*STEPS, "task_recipe.dropout=0")
+    uninterrupted = command(*options)
+    assert uninterrupted.record["settled"]["accumulate"] == 2
+    signal_at(monkeypatch, 3)
+    stopped = command(*options, f"batch.per_device={before}")
+    resumed = command(*options, f"batch.per_device={after}", f"resume={stopped.folder}")
+    assert resumed.code == 0, resumed.err
+    spread = [f"strategy=auto, {n} rows x {2 // n} x 1" for n in (after, before)]
+    assert f"resume: {spread[0]} instead of {spread[1]}: the same rows a step" in resumed.out
+    assert stopped.losses == pytest.approx(uninterrupted.losses, rel=1e-5)
+    assert [m["step"] for m in stopped.metrics] == [m["step"] for m in uninterrupted.metrics]
+
+
+def test_a_step_of_other_rows_is_refused_with_what_would_fit(command, monkeypatch, refused):
+    signal_at(monkeypatch, 3)
+    stopped = command(*STEPS)
+    where = (f"output_root={stopped.folder.parent}", f"resume={stopped.folder}")
+    said = refused(*STEPS, "batch.per_device=4", *where)
+    assert f"a step of {stopped.folder} takes 2 rows, and would take 4 now (strategy=auto, 4 rows x 1 x 1)" in said
+    assert "set batch.per_device=2" in said
+
+
 def flip(checkpoint) -> None:
     """One bit of a checkpoint."""
     state = checkpoint / "state.pt"

@@ -78,7 +78,7 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_good(tmp_path
     """Steps of a second or more, so that the second signal comes within the step that the first wants finished."""
     folder = tmp_path / "run"
     slow = ("batch.effective=64", "batch.per_device=1", "data.packing=false", "data.max_rows=128")
-    options = (*STEPS, *slow, f"hydra.run.dir={folder}", f"output_root={tmp_path}", "trainer.val_check_interval=1")
+    options = (*STEPS, *slow, f"hydra.run.dir={folder}", f"output_root={tmp_path}")
     child = subprocess.Popen([sys.executable, "-m", "tuneforge", *options], stdout=subprocess.DEVNULL)
     try:
         while child.poll() is None and not list(folder.glob("checkpoints/step-*")):
@@ -92,6 +92,8 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_good(tmp_path
     finally:
         child.kill()
     assert whole.newest(folder / "checkpoints")[0] is not None
+    record = read_json(folder / "run.json")
+    assert (record["status"], record["exit"]) == ("interrupted", 143)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(28, "No space left on device")])

@@ -8,10 +8,11 @@ import time
 import pytest
 import torch
 
-from tuneforge.artifacts import whole
+from tuneforge.artifacts import parts, whole
 from tuneforge.artifacts.background import Background
-from tuneforge.artifacts.checkpoint_io import STATE, AtomicCheckpointIO
+from tuneforge.artifacts.checkpoint_io import STATE, AtomicCheckpointIO, load
 from tuneforge.artifacts.folder import read_json, read_metrics, write_text
+from tuneforge.artifacts.parts import Part
 from tuneforge.errors import TuneforgeError
 
 CONTENT = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 3}
@@ -131,27 +132,130 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path, finished):
     assert not list(tmp_path.glob(".*"))
 
 
+def together(size: int, job) -> list[BaseException | None]:
+    """Threads stand in for ranks; what each ended in."""
+    barrier, said, ended = threading.Barrier(size), [None] * size, [None] * size
+
+    def run(rank: int) -> None:
+        def share(value):
+            said[rank] = value
+            barrier.wait(10)
+            found = list(said)
+            barrier.wait(10)
+            return found
+
+        try:
+            job(whole.Ranks(rank, share))
+        except Exception as error:
+            ended[rank] = error
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ended
+
+
 def test_several_processes_write_one_folder_together(tmp_path):
-    """Threads stand in for ranks; the folder has its name only when the slowest has written."""
-    barrier, target = threading.Barrier(3), tmp_path / "step-00000001"
+    """The folder has its name only when the slowest has written."""
+    target = tmp_path / "step-00000001"
 
-    def rank(number: int) -> None:
-        with whole.written(target, whole.Ranks(number == 0, barrier.wait)) as folder:
-            time.sleep(0.05 * number)
+    def job(ranks):
+        def fill(folder):
+            time.sleep(0.05 * ranks.rank)
             assert not target.exists()
-            (folder / f"shard-{number}.bin").write_bytes(bytes(100 * number))
+            (folder / f"shard-{ranks.rank}.bin").write_bytes(bytes(100 * ranks.rank))
+            return [folder / f"shard-{ranks.rank}.bin"]
 
-    ranks = [threading.Thread(target=rank, args=(n,)) for n in range(3)]
-    for one in ranks:
-        one.start()
-    for one in ranks:
-        one.join()
+        whole.write(target, fill, ranks)
+
+    assert together(3, job) == [None] * 3
     assert whole.damage(target) == ""
     assert {n: f["bytes"] for n, f in read_json(target / whole.MANIFEST)["files"].items()} == {
         "shard-0.bin": 0,
         "shard-1.bin": 100,
         "shard-2.bin": 200,
     }
+
+
+ROWS, ONE = torch.arange(21.0).reshape(7, 3), torch.ones(1, 3)
+
+
+def save_in_parts(path, size: int, background=None) -> list[BaseException | None]:
+    """A weight of 7 rows and one of a single row, dealt out as FSDP2 does, and what is not split."""
+    rest = {"state_dict": {"plain": torch.ones(2)}, "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}}]}
+
+    def own(tensor, rank):
+        step = -(-len(tensor) // size)
+        first = min(rank * step, len(tensor))
+        held = tensor[first : first + step]
+        return Part(held, (slice(first, first + len(held)), *map(slice, [0] * (held.ndim - 1), held.shape[1:])))
+
+    def job(ranks):
+        tensors = {"weight/w": ROWS, "weight/one": ONE, "state/0/exp_avg": -ROWS}
+        split = {name: own(tensor, ranks.rank) for name, tensor in tensors.items()}
+        AtomicCheckpointIO(background).save_part(rest, split, path, ranks)
+
+    return together(size, job)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_parts_are_read_whole_or_by_rows_whoever_wrote_them(tmp_path, size):
+    path = tmp_path / "step-00000001"
+    assert save_in_parts(path, size) == [None] * size
+    assert len(list(path.glob("part-*"))) == size
+    assert whole.damage(path) == ""
+    back = AtomicCheckpointIO().load_checkpoint(path)
+    assert torch.equal(back["state_dict"]["w"], ROWS)
+    assert torch.equal(back["state_dict"]["one"], ONE)
+    assert torch.equal(back["state_dict"]["plain"], torch.ones(2))
+    assert torch.equal(back["optimizer_states"][0]["state"][0]["exp_avg"], -ROWS)
+    assert float(back["optimizer_states"][0]["state"][0]["step"]) == 3
+    weights = load(path, lambda name, size, dtype: torch.empty(size, dtype=dtype) if name == "weight/w" else None)
+    assert torch.equal(weights["state_dict"]["w"], ROWS)
+    assert weights["optimizer_states"][0]["state"][0].keys() == {"step"}
+
+
+def test_a_flipped_bit_in_one_part_is_noticed(tmp_path):
+    path = tmp_path / "step-00000001"
+    save_in_parts(path, 2)
+    part = path / "part-00001.safetensors"
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    assert "part-00001.safetensors is not what was written" in whole.damage(path)
+    part.unlink()
+    assert whole.damage(path) == "part-00001.safetensors is missing"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("a bug")])
+def test_a_part_that_cannot_be_written_fails_the_save_in_all_and_names_the_process(tmp_path, monkeypatch, rank, error):
+    good, bad = tmp_path / "step-00000001", tmp_path / "step-00000002"
+    save_in_parts(good, 2)
+    write = parts.write
+
+    def failing(file, own):
+        if file.name == parts.file_of(rank):
+            raise error
+        write(file, own)
+
+    monkeypatch.setattr(parts, "write", failing)
+    ended = save_in_parts(bad, 2)
+    assert isinstance(ended[rank], type(error) if isinstance(error, ValueError) else TuneforgeError)
+    assert isinstance(ended[1 - rank], TuneforgeError)
+    said = (
+        f"{error.strerror if isinstance(error, OSError) else error} (process {rank} of 2); the last good checkpoint is"
+    )
+    assert said in str(ended[1 - rank])
+    assert whole.found(tmp_path) == [good]
+    assert isinstance(error, ValueError) or [p.name for p in tmp_path.iterdir()] == [good.name]
+
+
+def test_safetensors_own_errors_are_the_disks(tmp_path):
+    with pytest.raises(OSError, match="directory"):
+        parts.write(tmp_path / "nowhere" / "part", {"w": Part(ROWS, tuple(slice(0, n) for n in ROWS.shape))})
 
 
 def test_an_asynchronous_save_is_of_the_moment_it_was_asked_for(tmp_path, monkeypatch):

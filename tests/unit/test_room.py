@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import SHORT
-from tuneforge.artifacts.room import GIB, Sizes, check_room, sizes
+from tuneforge.artifacts.room import GIB, Sizes, check_room, sizes, too_large_to_gather
 from tuneforge.errors import TuneforgeError
 
 Free = collections.namedtuple("Free", ["free", "available", "total"])
@@ -65,7 +65,9 @@ def test_a_run_takes_the_room_that_was_counted_for_it(command, monkeypatch, meth
     from tuneforge.callbacks import start_checks
 
     counted = []
-    monkeypatch.setattr(start_checks, "check_room", lambda folder, wanted, keep, copied: counted.append((wanted, keep)))
+    monkeypatch.setattr(
+        start_checks, "check_room", lambda folder, wanted, keep, copied, hosts: counted.append((wanted, keep))
+    )
     ran = command(*SHORT, f"method={method}", "trainer.max_steps=1", "samples.num=0")
     assert ran.code == 0, ran.err
     ((wanted, keep),) = counted
@@ -74,6 +76,14 @@ def test_a_run_takes_the_room_that_was_counted_for_it(command, monkeypatch, meth
     assert state.stat().st_size == pytest.approx(wanted.checkpoint, rel=0.05)
     (result,) = [*ran.folder.glob("adapter/*.safetensors"), *ran.folder.glob("model/*.safetensors")]
     assert result.stat().st_size == pytest.approx(wanted.result, rel=0.05)
+
+
+def test_a_copy_in_parts_is_shared_by_hosts(tmp_path, free):
+    free(1000, memory=1.1)
+    check_room(tmp_path, WANTED, 2, copied=True, hosts=2)
+    assert too_large_to_gather(WANTED.checkpoint)
+    free(1000, memory=8)
+    assert not too_large_to_gather(WANTED.checkpoint)
 
 
 def test_a_full_disk_is_told_before_the_base_is_measured(refused, free, tmp_path):

@@ -1,5 +1,6 @@
-"""How Lightning saves and loads the checkpoints of unsharded strategies: one `state.pt` in a checkpoint's folder."""
+"""How checkpoints are saved and loaded: `state.pt` in a folder, and beside it the parts of split tensors, if any."""
 
+from collections.abc import Mapping
 from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from tuneforge.artifacts import whole
+from tuneforge.artifacts import parts, whole
 from tuneforge.artifacts.background import Background
+from tuneforge.artifacts.parts import Like, Part
 
 STATE = "state.pt"
 
@@ -30,20 +32,31 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             TuneforgeError: without a background, it could not be written.
         """
-        target = Path(path)
+        self.save_part(checkpoint, None, Path(path), whole.ALONE)
+
+    def save_part(
+        self, checkpoint: dict[str, Any], own: Mapping[str, Part] | None, path: Path, ranks: whole.Ranks
+    ) -> None:
+        """Write this process's share of a checkpoint that `ranks` write together, as `save_checkpoint` does.
+
+        Args:
+            checkpoint: all but the split tensors; the first process writes it.
+            own: what this process holds of the split ones; None where there are none.
+            path: the checkpoint's folder.
+            ranks: the processes.
+        """
         if self.background is None:
-            _write(checkpoint, target)
+            _write(checkpoint, own, path, ranks)
             return
         if self.background.asynchronous:
             self.background.wait()
             checkpoint = apply_to_collection(checkpoint, torch.Tensor, _on_host)
-        self.background.do(lambda: _write(checkpoint, target))
+            own = own and {name: Part(_on_host(part.values), part.place) for name, part in own.items()}
+        self.background.do(lambda: _write(checkpoint, own, path, ranks))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Read a checkpoint of plain containers and tensors; a pickle with anything else in it is refused."""
-        source = Path(path)
-        whole.require(source)
-        return torch.load(source / STATE, map_location=map_location or "cpu", weights_only=True)
+        return load(Path(path), map_location=map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the checkpoint `path`."""
@@ -53,8 +66,37 @@ class AtomicCheckpointIO(CheckpointIO):
             self.background.do(lambda: whole.remove(Path(path)))
 
 
-def _write(checkpoint: dict[str, Any], target: Path) -> None:
-    with whole.written(target) as folder, _Telling(FileIO(folder / STATE, "w")) as file:
+def load(source: Path, like: Like = parts.whole, map_location: Any = None) -> Any:
+    """A checkpoint, whether it was written by one process or in parts; `like` says what split tensors are read into.
+
+    Raises:
+        TuneforgeError: it is damaged.
+    """
+    whole.require(source)
+    checkpoint = torch.load(source / STATE, map_location=map_location or "cpu", weights_only=True)
+    if parts.are_in(source):
+        parts.put_together(checkpoint, parts.read(source, like))
+    return checkpoint
+
+
+def _write(checkpoint: dict[str, Any], own: Mapping[str, Part] | None, target: Path, ranks: whole.Ranks) -> None:
+    def fill(folder: Path) -> list[Path]:
+        files = []
+        if ranks.rank == 0:
+            files.append(folder / STATE)
+            _write_state(checkpoint, files[-1])
+        if own is not None:
+            files.append(folder / parts.file_of(ranks.rank))
+            parts.write(
+                files[-1], {name: Part(part.values.cpu().contiguous(), part.place) for name, part in own.items()}
+            )
+        return files
+
+    whole.write(target, fill, ranks)
+
+
+def _write_state(checkpoint: dict[str, Any], path: Path) -> None:
+    with _Telling(FileIO(path, "w")) as file:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:

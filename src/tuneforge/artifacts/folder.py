@@ -2,8 +2,11 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tuneforge.errors import EXIT_OF
 
 
 class RunFolder:
@@ -57,6 +60,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read an object."""
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return value
+
+
+def write_exit(record: Path, code: int) -> None:
+    """Correct a record: of a process that cannot write its own end, or whose end followed from another's."""
+    with suppress(FileNotFoundError):
+        facts = read_json(record)
+        if facts["exit"] != code:
+            status = "interrupted" if code in EXIT_OF.values() else "failed"
+            write_json(record, {**facts, "status": status, "exit": code})
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

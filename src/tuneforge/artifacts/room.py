@@ -12,6 +12,8 @@ from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.sharding import shape_of
 
 GIB = 2**30
+GATHERED = 4
+"""A gathered checkpoint may take a fourth of the host's memory: with the copy that is being written, half of it."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,15 @@ def sizes(model: nn.Module, state_bytes: float, exported: nn.Module | None, expo
     return Sizes(int(weights + state_bytes * sum(shape_of(p).numel() for p in trained)), result)
 
 
-def check_room(checkpoints: Path, wanted: Sizes, keep: int, *, copied: bool) -> None:
+def too_large_to_gather(checkpoint: int) -> bool:
+    """Whether so many bytes are too much of this host's memory."""
+    return checkpoint * GATHERED > psutil.virtual_memory().total
+
+
+def check_room(checkpoints: Path, wanted: Sizes, keep: int, *, copied: bool, hosts: int = 1) -> None:
     """Nothing, where `keep` checkpoints, the one that is written before an old one goes, and the result fit.
+
+    `hosts` share a checkpoint: the copy of it is in the memory of so many.
 
     Raises:
         TuneforgeError: they do not, or with `copied` the host's memory has no room for a copy; with the numbers.
@@ -56,11 +65,12 @@ def check_room(checkpoints: Path, wanted: Sizes, keep: int, *, copied: bool) -> 
                 fix="free some space, set another output_root, or lower callbacks.checkpoints.keep_best or keep_last",
             )
         )
-    if keep and copied and wanted.checkpoint > memory:
+    copy = wanted.checkpoint / hosts
+    if keep and copied and copy > memory:
         problems.append(
             Problem(
                 "no-room-for-copy",
-                f"a checkpoint of {wanted.checkpoint / GIB:.2f} GiB is copied before it is written, and the host has "
+                f"{copy / GIB:.2f} GiB of a checkpoint are copied before it is written, and the host has "
                 f"{memory / GIB:.2f} GiB of memory free",
                 "callbacks.checkpoints.asynchronous",
                 fix="set callbacks.checkpoints.asynchronous=false: training then waits while checkpoints are written",

@@ -1,32 +1,40 @@
 """Checkpoint folders that are whole or not there, whatever files are in them.
 
 A checkpoint is written beside its place, each file synced and hashed into a manifest, read back, and renamed once. A
-folder without a manifest that fits it is no checkpoint. One process may write it, or all of a sharded run together.
+folder without a manifest that fits it is no checkpoint. One process may write it, or all of a run together.
 """
 
 import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tuneforge.artifacts.folder import read_json, write_json
 from tuneforge.errors import TuneforgeError
 
 MANIFEST = "manifest.json"
 
+T = TypeVar("T")
+
+Facts = Mapping[str, Any]
+"""Size and sha256 of a file, as the manifest lists them."""
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that write one folder together; alone where nothing is said."""
+    """The processes that write one folder together, and this one's place among them."""
 
-    first: bool = True
-    """This is the one that makes and renames the folder."""
-    barrier: Callable[[], object] = lambda: None
-    """Returns when every process has called it."""
+    rank: int
+    """The first makes and renames the folder."""
+    share: Callable[[Any], Sequence[Any]]
+    """Each process's value in all of them, in order of rank; returns when every process has called it."""
+
+
+ALONE = Ranks(0, lambda value: [value])
 
 
 def path_of(checkpoints: Path, step: int) -> Path:
@@ -44,30 +52,56 @@ def found(checkpoints: Path) -> list[Path]:
     return sorted(p for p in checkpoints.glob("step-*") if p.is_dir())
 
 
-@contextmanager
-def written(target: Path, ranks: Ranks = Ranks()) -> Iterator[Path]:
-    """A folder to write files into; it becomes `target` when the block has ended well in every process.
+def write(target: Path, fill: Callable[[Path], Sequence[Path]], ranks: Ranks = ALONE) -> None:
+    """Have every process write its files into a folder, which becomes `target` when all have.
+
+    Args:
+        target: the checkpoint's folder.
+        fill: writes this process's files into the folder it is given, and says which they are.
+        ranks: the processes.
 
     Raises:
-        TuneforgeError: it could not be written, or does not read back. What was at `target` before is still there.
+        TuneforgeError: in all processes: one could not write, or its files do not read back. What was at `target`
+            before is still there.
     """
     temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        if ranks.first:
+
+    def begin() -> None:
+        if ranks.rank == 0:
             _clear(temporary)
             temporary.mkdir(parents=True)
-        ranks.barrier()
-        yield temporary
-        # Each process: rank 0 could not flush what another host still holds of a file on a network's disk.
-        for file in _files(temporary):
-            _sync(file)
-        ranks.barrier()
-        if ranks.first:
-            _commit(temporary, target)
-        ranks.barrier()
+
+    def end(files: Mapping[str, Facts]) -> None:
+        if ranks.rank == 0:
+            _commit(temporary, target, files)
+
+    try:
+        _all_do(ranks, begin)
+        # Each process looks after its own files: no other can flush what its host still holds of them.
+        kept = _all_do(ranks, lambda: {file.name: _keep(file) for file in fill(temporary)})
+        _all_do(ranks, lambda: end({name: facts for of_one in kept for name, facts in of_one.items()}))
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+        if ranks.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
         raise _not_written(target, error) from error
+
+
+def _all_do(ranks: Ranks, job: Callable[[], T]) -> Sequence[T]:
+    """What `job` gives in each process, in all of them; where it fails in one, it fails in all: none waits in vain."""
+    try:
+        mine = (job(), "")
+    except Exception as error:
+        ranks.share((None, _why(error)))
+        raise
+    outcomes = ranks.share(mine)
+    for rank, (_, why) in enumerate(outcomes):
+        if why:
+            raise OSError(errno.EIO, f"{why} (process {rank} of {len(outcomes)})")
+    return [found for found, _ in outcomes]
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def damage(checkpoint: Path) -> str:
@@ -77,14 +111,20 @@ def damage(checkpoint: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return f"it has no readable {MANIFEST}: it was never finished"
     for name, facts in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes of {facts['bytes']:,}"
-        if sha256(path) != facts["sha256"]:
-            return f"{name} is not what was written: its sha256 differs from that in {MANIFEST}"
+        wrong = _missing(checkpoint / name, facts)
+        if not wrong and sha256(checkpoint / name) != facts["sha256"]:
+            wrong = f"{name} is not what was written: its sha256 differs from that in {MANIFEST}"
+        if wrong:
+            return wrong
     return "" if files else f"{MANIFEST} lists no file"
+
+
+def _missing(path: Path, facts: Facts) -> str:
+    """What of a file is not there; "" where it has its size."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    size = path.stat().st_size
+    return "" if size == facts["bytes"] else f"{path.name} has {size:,} bytes of {facts['bytes']:,}"
 
 
 def require(checkpoint: Path) -> None:
@@ -141,18 +181,23 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _commit(temporary: Path, target: Path) -> None:
-    facts = {
-        f.relative_to(temporary).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in _files(temporary)
-    }
-    write_json(temporary / MANIFEST, {"files": facts})
-    for folder in (p for p in (temporary, *temporary.rglob("*")) if p.is_dir()):
-        _sync(folder)
-    for file in _files(temporary):
-        _forget(file)
-    wrong = damage(temporary)
-    if wrong:
-        raise OSError(errno.EIO, f"read back after writing, {wrong}", str(target))
+def _keep(file: Path) -> Facts:
+    """Bring a file that was written to the disk, and read it back from there."""
+    _sync(file)
+    facts = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    _forget(file)
+    if sha256(file) != facts["sha256"]:
+        raise OSError(errno.EIO, f"read back after writing, {file.name} is not what was written", str(file))
+    return facts
+
+
+def _commit(temporary: Path, target: Path, files: Mapping[str, Facts]) -> None:
+    for name, facts in files.items():
+        wrong = _missing(temporary / name, facts)
+        if wrong:  # of another machine, whose disk this is not
+            raise OSError(errno.EIO, wrong, str(temporary))
+    write_json(temporary / MANIFEST, {"files": files})
+    _sync(temporary)
     if target.exists():
         # A kill between the two renames leaves a whole folder without its name, and `tidy` gives it that.
         old = target.with_name(f".{target.name}.old")
@@ -163,10 +208,6 @@ def _commit(temporary: Path, target: Path) -> None:
     else:
         temporary.rename(target)
     _sync(target.parent)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
 def _clear(folder: Path) -> None:
@@ -198,7 +239,7 @@ def _not_written(target: Path, error: OSError) -> TuneforgeError:
     left = f"the last good checkpoint is {last.name}" if last else "there is no checkpoint yet"
     return TuneforgeError(
         "checkpoint-not-written",
-        f"{target} could not be written: {error.strerror or error}; {left}",
+        f"{target} could not be written: {_why(error)}; {left}",
         path="output_root",
         fix=f"free some space, or see who may write there; then resume={target.parent.parent}",
     )

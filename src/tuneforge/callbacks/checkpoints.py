@@ -8,9 +8,11 @@ import lightning.pytorch as pl
 
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.background import Background
+from tuneforge.artifacts.room import too_large_to_gather
 from tuneforge.console import warn
-from tuneforge.errors import TuneforgeError, did_you_mean
+from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.schema.types import PositiveInt
+from tuneforge.sharding import SavingParts
 from tuneforge.world import is_main_process
 
 
@@ -25,17 +27,20 @@ class Checkpoints(pl.Callback):
         keep_best: PositiveInt = 1,
         keep_last: PositiveInt = 1,
         asynchronous: bool = True,
+        sharded: bool | Literal["auto"] = "auto",
         on_error: Literal["stop", "warn"] = "stop",
     ) -> None:
         """Keep the `keep_best` best by `monitor` (`mode`: the lowest or the highest) and the `keep_last` newest.
 
-        `asynchronous` writes a copy in host memory while training goes on. A checkpoint that cannot be written stops
-        the run, or with `on_error=warn` is told and left out.
+        `asynchronous` writes a copy in host memory while training goes on. With `sharded` each process writes the part
+        that it holds, under a strategy that splits weights; auto: where a whole checkpoint is too much for one host. A
+        checkpoint that cannot be written stops the run, or with `on_error=warn` is told and left out.
         """
         self.monitor = monitor
         self.sign = 1.0 if mode == "min" else -1.0
         self.keep_best = keep_best
         self.keep_last = keep_last
+        self.sharded = sharded
         self.on_error = on_error
         self.background = Background(asynchronous)
         """Where this process writes."""
@@ -43,6 +48,18 @@ class Checkpoints(pl.Callback):
         """Step -> monitored value (its negative with `mode=max`: less is better), of the checkpoints on disk."""
         self._pruned: dict[int, float] = {}
         """Those that the last save was to replace; still there where it failed."""
+
+    def decide_form(self, trainer: pl.Trainer, checkpoint: int) -> bool:
+        """Whether each process writes its part, given the bytes of a whole checkpoint. Called by all processes."""
+        strategy = trainer.strategy
+        if not isinstance(strategy, SavingParts):
+            if self.sharded is True:
+                why = "has no effect in this run: its strategy writes checkpoints whole, and strategy=fsdp in parts"
+                warn(Problem("no-effect", why, "callbacks.checkpoints.sharded"))
+            return False
+        wanted = too_large_to_gather(checkpoint) if self.sharded == "auto" else self.sharded
+        strategy.saves_parts = trainer.strategy.broadcast(wanted)  # hosts may differ in memory
+        return strategy.saves_parts
 
     def state_dict(self) -> dict[str, Any]:
         """Which checkpoints there are, so that a resumed run knows the best of before."""
@@ -122,6 +139,8 @@ class Checkpoints(pl.Callback):
             self.background.wait()
         except TuneforgeError as error:
             warn(error.problems[0])
+        except RuntimeError as error:  # another process is gone, before it has written its part
+            warn(f"the last checkpoint was not finished: {error}")
 
     def wait(self, trainer: pl.Trainer) -> None:
         """Return when what was saved is on the disk. Before any checkpoint is read, this must be called.

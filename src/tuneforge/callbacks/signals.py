@@ -4,16 +4,19 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
+from tuneforge.artifacts.folder import RunFolder, write_exit
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.console import say, warn
 from tuneforge.errors import EXIT_OF
+from tuneforge.world import is_main_process
 
 
 class Stopped(BaseException):
@@ -46,13 +49,19 @@ class StopSignals(pl.Callback):
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._folder = RunFolder(Path())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals; Lightning's own SIGTERM handler stops without saving."""
+        self._folder = RunFolder(Path(trainer.default_root_dir))
         self._before = {number: signal.signal(number, self._receive) for number in EXIT_OF}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        if is_main_process():
+            # The next signal leaves no time for it. Where it cannot be written, nor can the checkpoint, which tells.
+            with suppress(OSError):
+                write_exit(self._folder.record, EXIT_OF[signal.Signals(number)])
         _next_one_kills()
         say(f"{signal.Signals(number).name}: finishing this step and saving; once more to leave at once")
 

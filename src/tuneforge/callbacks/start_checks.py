@@ -101,8 +101,8 @@ class StartChecks(pl.Callback):
             (check_labelled_batch if labelled else check_batch)(batch)
 
     def _room(self, trainer: pl.Trainer, module: Any) -> None:
-        """On the first process, which writes."""
-        if self.room_checked or not is_main_process():
+        """What checkpoints are to be like, and, on the first process, whether there is room for them."""
+        if self.room_checked:
             return
         self.room_checked = True
         context = module.context
@@ -112,12 +112,16 @@ class StartChecks(pl.Callback):
             state_bytes += CONSOLIDATION_BYTES
         exported = module.model if context.method.trains_base else None
         stored = getattr(torch, context.settled.base_dtype).itemsize
-        check_room(
-            context.folder.checkpoints,
-            sizes(module.model, state_bytes, exported, stored),
-            sum(c.keep_best + c.keep_last for c in kept),
-            copied=any(c.background.asynchronous for c in kept),
-        )
+        wanted = sizes(module.model, state_bytes, exported, stored)
+        in_parts = [c.decide_form(trainer, wanted.checkpoint) for c in kept]
+        if is_main_process():
+            check_room(
+                context.folder.checkpoints,
+                wanted,
+                sum(c.keep_best + c.keep_last for c in kept),
+                copied=any(c.background.asynchronous for c in kept),
+                hosts=context.machine.num_nodes if any(in_parts) else 1,
+            )
 
     def _run(self, module: Any) -> None:
         if self.done or not module.context.config.data.packing:

@@ -270,7 +270,14 @@ class Objective(pl.LightningModule):
             checkpoint["consolidation"] = self._consolidation.state()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Every trainable weight must come back: a partial load would train on in silence with fresh ones."""
+        """Every trainable weight must come back: a partial load would train on in silence with fresh ones.
+
+        Lightning's place in the run counts micro-batches, of which a step may have another number now.
+        """
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            shift = checkpoint["global_step"] * self.context.settled.accumulate - counts["ready"]
+            counts.update({name: count + shift for name, count in counts.items()})
         missing = self.trainable_names() - set(checkpoint["state_dict"])
         self.context.method.load_state(self.model, checkpoint["method"])
         if self._consolidation is not None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -21,8 +22,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.optim import Optimizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tuneforge.artifacts import parts
+from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO, load
+from tuneforge.artifacts.whole import Ranks
+from tuneforge.exchange import WORKING
 from tuneforge.machine import Machine
-from tuneforge.sharding import Part
+from tuneforge.sharding import Place, in_parts
 from tuneforge.strategies.ddp import backend_of
 from tuneforge.streamed import without_memory
 
@@ -39,10 +44,12 @@ def fsdp(
 
 
 class Fsdp(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, with trained weights alone in checkpoints, whole and readable by any strategy.
+    """Lightning's strategy for FSDP2, with trained weights alone in checkpoints, which any strategy reads.
 
     Lightning's own checkpoints bypass its CheckpointIO and hold the frozen base.
     """
+
+    saves_parts = False
 
     def __init__(self, machine: Machine, backend: str, offload: str = "none") -> None:
         # Parts that wait in host memory are gathered there: nccl does not.
@@ -56,6 +63,8 @@ class Fsdp(ModelParallelStrategy):
         self.offload = offload
         self._sharded: FSDPModule | None = None
         self._accumulates_apart = False
+        self._writers: ProcessGroup | None = None
+        """What the threads that write checkpoints talk through: the other groups are the training thread's."""
 
     # ---- splitting
 
@@ -80,7 +89,7 @@ class Fsdp(ModelParallelStrategy):
         """The devices that what is outside of layers is split over."""
         return self.device_mesh["data_parallel"]
 
-    def read(self, model: nn.Module, weights: Mapping[str, str], part: Callable[[str, Part], Tensor]) -> None:
+    def read(self, model: nn.Module, weights: Mapping[str, str], part: Callable[[str, Place], Tensor]) -> None:
         """Read this process's part of each weight."""
         parameters = dict(model.named_parameters())
         for name, stored in weights.items():
@@ -146,27 +155,49 @@ class Fsdp(ModelParallelStrategy):
     # ---- checkpoints
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The trained weights, whole, on the first process."""
+        """The trained weights: whole, on the first process, or each process's parts."""
         assert self.lightning_module is not None
         in_parts(self.lightning_module)
-        found = {n: whole(p) for n, p in self.lightning_module.named_parameters() if p.requires_grad}
-        return found if self.is_global_zero else {}
+        trained = {n: p.detach() for n, p in self.lightning_module.named_parameters() if p.requires_grad}
+        return trained if self.saves_parts else self._on_first({n: whole(p) for n, p in trained.items()})
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's state as a single process would have it, on the first process."""
-        plain = getattr(optimizer, "optimizer", optimizer).state_dict()
-        plain["state"] = {i: {k: whole(v) for k, v in state.items()} for i, state in plain["state"].items()}
-        return plain if self.is_global_zero else {}
+        """The optimizer's state: as a single process would have it, on the first one, or with each process's parts."""
+        plain: dict[str, Any] = getattr(optimizer, "optimizer", optimizer).state_dict()
+        if self.saves_parts:
+            return plain
+        state = {i: {k: whole(v) for k, v in state.items()} for i, state in plain["state"].items()}
+        return self._on_first({**plain, "state": state})
+
+    def _on_first(self, found: dict[str, Any]) -> dict[str, Any]:
+        return found if self.is_global_zero else {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """The first process has everything; it writes."""
-        if self.is_global_zero:
+        """Write what this process has: its parts, or as the first one everything."""
+        if self.saves_parts:
+            assert isinstance(self.checkpoint_io, AtomicCheckpointIO)
+            rest, split = parts.take_apart(checkpoint)
+            own = {n: parts.Part(t.to_local(), place_of(t)) for n, t in split.items()}
+            self.checkpoint_io.save_part(rest, own, Path(filepath), Ranks(self.global_rank, self._share))
+        elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
+    def _share(self, value: Any) -> list[Any]:
+        """Each process's value in all of them, between the threads that write."""
+        found: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, value, self._writers)
+        return found
+
+    def setup_environment(self) -> None:
+        """Connect the processes, and the threads in them that write checkpoints."""
+        super().setup_environment()
+        self._writers = self._writers or torch.distributed.new_group(backend="gloo", timeout=WORKING)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read by every process, which keeps its part of weights and optimizer states."""
-        checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=True)
         assert self.lightning_module is not None
+        in_parts(self.lightning_module)
+        checkpoint: dict[str, Any] = load(Path(checkpoint_path), self._own_rows())
         self.fill(self.lightning_module, checkpoint["state_dict"])
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -174,12 +205,19 @@ class Fsdp(ModelParallelStrategy):
             optimizer.load_state_dict({**saved, "state": state})
         return checkpoint
 
+    def _own_rows(self) -> parts.Like:
+        """Read this process's rows alone: of weights in their place, of states where there is an optimizer."""
+        assert self.lightning_module is not None
+        weights = dict(self.lightning_module.named_parameters())
+        of_states = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
 
-def in_parts(model: nn.Module) -> None:
-    """Let go of what is gathered: after an evaluation the outermost weights still are, and are not what is trained."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        def like(name: str, size: torch.Size, dtype: torch.dtype) -> Tensor | None:
+            weight, number, _ = parts.place_of(name)
+            if weight is not None:
+                return weights[weight].detach()
+            return torch.empty_like(of_states[number], dtype=dtype) if of_states else None
+
+        return like
 
 
 def whole(value: Any) -> Any:
@@ -199,7 +237,7 @@ def split(value: Any, like: Tensor) -> Any:
     )
 
 
-def place_of(parameter: DTensor) -> Part:
+def place_of(parameter: DTensor) -> Place:
     """Where in the whole weight this process's part is."""
     sizes, first = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return tuple(slice(start, start + size) for start, size in zip(first, sizes, strict=True))
