@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+STOPPED = "stopped the run"
+"""What run.json says a guard did at a finding that ended the run."""
+
 
 class RunFolder:
     """Paths of one run's files."""
