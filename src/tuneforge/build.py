@@ -23,7 +23,7 @@ from tuneforge.callbacks.start_checks import StartChecks, check_labels
 from tuneforge.compose import Composed
 from tuneforge.console import say, warn
 from tuneforge.context import Context
-from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler
+from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler, TimedLoader
 from tuneforge.data.encode import Document, Encoded, encode
 from tuneforge.data.labelled import CollateLabelled, LabelledRows, encode_labelled
 from tuneforge.data.labels import Labels, majority
@@ -46,6 +46,7 @@ from tuneforge.settle import Costs, fits_whole, settle
 from tuneforge.strategies import fsdp_tp
 from tuneforge.targets import make
 from tuneforge.vocabulary import add_tokens
+from tuneforge.world import is_main_process
 
 
 def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
@@ -266,7 +267,7 @@ class Loaders(pl.LightningDataModule):
 
     def _loader(self, rows: Rows, sampler: StepSampler | EvalSampler) -> DataLoader[Any]:
         workers = self.context.config.data.num_workers
-        return DataLoader(
+        return TimedLoader(
             rows,
             batch_sampler=sampler,
             collate_fn=self.collate,
@@ -282,7 +283,8 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
     callbacks: list[Callback] = [StartChecks(), SampleAnswers(), StopSignals(), LastEvaluation()]
     callbacks += [make(node) for node in context.tree["callbacks"].values()]
     loggers = [MetricsFile(context.folder.metrics, keep_to_step)]
-    loggers += [make(node, context.folder.root) for node in context.tree["logger"].values()]
+    if is_main_process():
+        loggers += [make(node, context.folder.root) for node in context.tree["logger"].values()]
     return pl.Trainer(
         default_root_dir=context.folder.root,
         accelerator="gpu" if context.machine.kind == "cuda" else context.machine.kind,

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.claim import Claim, HeldError
-from tuneforge.artifacts.folder import RunFolder
+from tuneforge.artifacts.folder import STOPPED, RunFolder
 from tuneforge.compose import Composed
 from tuneforge.console import say, warn
 from tuneforge.data.source import Source
@@ -220,6 +220,7 @@ def _go_on(composed: Composed, rows: Source, claim: Claim, checkpoint: Path | No
     if facts["identity"] != identity(composed.tree):
         raise _config_changed(composed, root)
     _refuse_other_rows(composed, root, facts["data"], rows)
+    _refuse_the_same_end(composed, root, facts)
     whole.tidy(root / "checkpoints")
     if checkpoint is not None:
         whole.require(checkpoint)
@@ -314,6 +315,30 @@ def _refuse_other_rows(composed: Composed, root: Path, data: Mapping[str, Any], 
             problems.append(Problem("rows-changed", message, key, fix=fix))
     if problems:
         raise TuneforgeError.of(problems)
+
+
+def _refuse_the_same_end(composed: Composed, root: Path, facts: Mapping[str, Any]) -> None:
+    """What a guard has stopped it would stop again: with the same rows and steps, the same options see the same."""
+    if facts["status"] != "refused":
+        return
+    before, now = _config_of(root)["callbacks"], composed.tree["callbacks"]
+    stopped = {
+        name: f"stopped it at step {event['step']}: {event['message']}"
+        for name, guard in facts.get("guards", {}).items()
+        for event in guard["events"]
+        if event["did"] == STOPPED
+    }
+    failed = [gate["name"] for gate in facts.get("gates", ()) if not gate["passed"]]
+    if not stopped and failed and _max_steps(root) == composed.config.trainer.max_steps:
+        stopped["quality_gates"] = f"refused its result: {', '.join(failed)}"
+    for name, what in stopped.items():
+        if now.get(name) == before.get(name):
+            raise TuneforgeError(
+                "stopped-by-guard",
+                f"{root}: callbacks.{name} {what}. With the same options it would again",
+                path="resume",
+                fix=f"go on all the same with callbacks.{name}.action=warn, or start a new run with other settings",
+            )
 
 
 def _may_change(key: str) -> bool:

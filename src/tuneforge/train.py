@@ -111,7 +111,7 @@ def _train(context: "Context", record: "Record", place: "Place") -> int:
 
     module = make(context.tree["task_recipe"], context)
     trainer, loaders = build_trainer(context, place.step), Loaders(context)
-    record.watched = guards(trainer)
+    record.watched, record.loggers = guards(trainer), trainer.loggers
 
     if place.checkpoint is None:
         record.before = finish.measure(trainer, module, loaders)

@@ -21,7 +21,7 @@ OPTIONS = {
         *("a100_40gb", "a100_80gb", "auto", "cpu", "h100", "h200"),
         *("l40s", "mi300x", "mps", "rtx3090", "rtx4090", "t4"),
     ],
-    "logger": ["default", "none"],
+    "logger": ["csv", "default", "mlflow", "none", "wandb"],
     "method": [
         *("adalora", "bottleneck_adapter", "corda", "dora", "eva", "fourierft", "freeze", "full", "ia3", "loha"),
         *("lokr", "lora", "lora_plus", "olora", "p_tuning", "pissa", "prefix_tuning", "prompt_tuning", "qdora"),
@@ -50,7 +50,7 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 79
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 82
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")

@@ -52,6 +52,7 @@ BROKEN = [
     ("two-bests", ["callbacks.early_stopping.patience=2", "callbacks.early_stopping.monitor=eval/perplexity"]),
     ("nothing-to-restore", ["~callbacks.checkpoints", "callbacks.nan_guard.action=stop", *BY_ITSELF]),
     ("nothing-to-restore", ["~callbacks.checkpoints", "callbacks.early_stopping.patience=2", *BY_ITSELF]),
+    ("password-in-config", ["logger=mlflow", "logger.mlflow.tracking_uri='http://me:secret@host/'"]),
     ("single-is-one-device", ["strategy=single", "trainer.devices=2"]),
     ("metal-is-one-device", ["hardware=mps", "trainer.devices=2"]),
     ("required-hardware-unused", ["hardware=h100", "hardware.require=true", "trainer.accelerator=cpu"]),

@@ -37,15 +37,16 @@ def handover(folder: Path, number: int, *options: str) -> Path:
     return path
 
 
-def test_single_ddp_fsdp_whole_and_in_parts_and_single_again(command, tmp_path):
+def test_single_ddp_fsdp_tensor_parallel_and_single_again(command, tmp_path):
     """A step under each, whose moments the next one's loss shows; the last also from before a damaged checkpoint."""
     chosen = (*ONE, "method=full")
-    uninterrupted = command(*OPTIONS, *chosen, "trainer.max_steps=5")
+    uninterrupted = command(*OPTIONS, *chosen, "trainer.max_steps=6")
     begun = command(*OPTIONS, *chosen, "trainer.max_steps=1")
     in_parts = "callbacks.checkpoints.sharded=true"
-    ways = [("strategy=ddp",), ("strategy=fsdp",), ("strategy=fsdp", in_parts)]
-    grid.start([handover(begun.folder, n, "method=full", *way) for n, way in enumerate(ways, 2)], 2)
-    last = begun.folder / "checkpoints" / "step-00000004"
+    ways = [("strategy=ddp",), ("strategy=fsdp",), ("strategy=fsdp_tp", in_parts), ("strategy=fsdp", in_parts)]
+    handovers = [handover(begun.folder, n, "method=full", *way) for n, way in enumerate(ways, 2)]
+    grid.start("several.py", *handovers, devices=2, seconds=grid.SECONDS * len(ways))
+    last = begun.folder / "checkpoints" / "step-00000005"
     assert {p.name for p in last.glob("part-*")} == {parts.file_of(0), parts.file_of(1)}
     assert not parts.are_in(last.with_name("step-00000003"))
 
@@ -56,12 +57,12 @@ def test_single_ddp_fsdp_whole_and_in_parts_and_single_again(command, tmp_path):
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
 
-    for ran, start in ((begun, 4), (damaged, 3)):
-        resumed = command(*OPTIONS, *chosen, "trainer.max_steps=5", f"resume={ran.folder}")
+    for ran, start in ((begun, 5), (damaged, 4)):
+        resumed = command(*OPTIONS, *chosen, "trainer.max_steps=6", f"resume={ran.folder}")
         assert resumed.code == 0, resumed.err
         assert f"from step-0000000{start}" in resumed.out
-        assert "resume: strategy=single, 4 rows x 2 x 1 instead of strategy=fsdp, 2 rows x 2 x 2: " in resumed.out
-        assert ("is passed over: part-00001.safetensors is not what was written" in resumed.out) == (start == 3)
+        assert "resume: strategy=single, 4 rows x 2 x 1 instead of strategy=fsdp" in resumed.out
+        assert ("is passed over: part-00001.safetensors is not what was written" in resumed.out) == (start == 4)
         assert_equal(uninterrupted, ran)
 
 

@@ -1,5 +1,7 @@
 """What only a CUDA device can show; skipped with the reason elsewhere. `make test-gpu` runs these."""
 
+import time
+
 import pytest
 import torch
 
@@ -39,3 +41,24 @@ def test_less_memory_and_the_same_numbers(command, memory):
     plain = command(*options, "trainer.gradient_checkpointing=false")
     less = command(*options, "trainer.gradient_checkpointing=false", memory)
     assert less.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("products", "share"), [(0, 1.0), (200, 0.0)])
+def test_a_wait_is_lost_only_while_the_device_is_idle(products, share):
+    from tuneforge.callbacks.waste_guard import Pause
+
+    square = torch.randn(8192, 8192, device="cuda")
+    torch.cuda.synchronize()
+    for _ in range(products):  # seconds of work
+        square @ square
+    pause = Pause(square.device)
+    time.sleep(0.3)
+    pause.end(0.3)
+    assert pause.lost() == pytest.approx(0.3 * share, abs=0.05)
+
+
+def test_the_use_of_the_gpu_is_logged(command):
+    ran = command(*SHORT, "trainer.max_steps=20", "callbacks.waste_guard.window=6")
+    assert ran.code == 0, ran.err
+    assert 0 < ran.metrics[-1]["waste_guard/gpu_memory"] < 100
+    assert 0 < ran.record["guards"]["waste_guard"]["use"]["gpu_memory"] < 1

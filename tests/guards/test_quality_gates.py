@@ -14,6 +14,7 @@ def test_a_healthy_short_run_of_the_defaults_fires_no_guard(command):
     assert "warning" not in ran.out
     assert {name: g["count"] for name, g in ran.record["guards"].items()} == {
         "nan_guard": 0, "spike_guard": 0, "overfit_guard": 0, "underfit_guard": 0, "data_guard": 0,
+        "waste_guard": 0,
     }  # fmt: skip
     passed = gates(ran)
     assert len(passed) == 7
@@ -42,6 +43,11 @@ def test_an_eval_row_in_the_train_rows_fails_and_stops_where_asked(command, tmp_
     assert "no eval row in train: 8 of 8" in ran.err
     assert ran.record["status"] == "refused"
     assert "FAIL     no eval row in train" in ran.out
+
+    again = command(*options, "callbacks.quality_gates.action=stop", f"resume={ran.folder}", folder=ran.folder)
+    assert again.code == 2
+    assert "callbacks.quality_gates refused its result: " in again.err
+    assert "no eval row in train" in again.err
 
 
 def test_a_finding_of_a_guard_fails_its_line(command, tmp_path):

@@ -57,3 +57,17 @@ def test_stop_ends_the_run_a_step_later(fast, spike):
     assert ran.code == 3
     assert max(m["step"] for m in ran.metrics) == SPIKE + 1
     assert ran.record["status"] == "refused"
+
+
+def test_what_a_guard_has_stopped_does_not_go_on_with_the_same_options(fast, spike):
+    stop = (*SOON, "callbacks.spike_guard.action=stop")
+    ran = fast(*stop, steps=18)
+    for resume in (ran.folder, "auto"):
+        again = fast(*stop, f"resume={resume}", steps=18, folder=ran.folder)
+        assert again.code == 2
+        assert f"callbacks.spike_guard stopped it at step {SPIKE}: step {SPIKE}: loss " in again.err
+        assert "go on all the same with callbacks.spike_guard.action=warn" in again.err
+    assert ran.record["exit"] == 3
+    warned = fast(*SOON, f"resume={ran.folder}", steps=18, folder=ran.folder)
+    assert warned.code == 0
+    assert max(m["step"] for m in warned.metrics) == 18

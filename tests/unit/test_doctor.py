@@ -32,7 +32,7 @@ def test_a_healthy_machine_is_ok_and_says_the_command(bench: Bench) -> None:
 
 
 def test_the_columns_are_aligned_and_only_findings_have_a_fix(bench: Bench) -> None:
-    bench.versions(wandb=None)
+    bench.versions(datasets=None)
     lines = bench.run().out.splitlines()
     checks = bench.json()
     at_column = 9 + max(map(len, checks)) + 2
@@ -40,7 +40,7 @@ def test_the_columns_are_aligned_and_only_findings_have_a_fix(bench: Bench) -> N
         check.found for check in checks.values()
     ]
     (at,) = [i for i, line in enumerate(lines) if line.startswith("missing")]
-    assert lines[at + 1].strip() == pip_install("wandb")
+    assert lines[at + 1].strip() == pip_install("datasets")
     assert all(bool(c.fix) == (c.status != "ok") for c in checks.values())
 
 
@@ -136,11 +136,11 @@ def test_every_declared_package_has_a_module_of_the_name_that_is_tried() -> None
 
 
 def test_an_optional_part_names_the_extra_that_brings_it(bench: Bench) -> None:
-    bench.versions(pyarrow=None, mlflow=None)
+    bench.versions(pyarrow=None, datasets=None)
     checks = bench.json()
-    assert checks["pyarrow"].status == checks["mlflow"].status == "missing"
+    assert checks["pyarrow"].status == checks["datasets"].status == "missing"
     assert checks["pyarrow"].fix.endswith("-m pip install 'tuneforge[data]'")
-    assert "[" not in checks["mlflow"].fix
+    assert "[" not in checks["datasets"].fix
     bench.versions(pyarrow="1.0")
     assert bench.json()["pyarrow"].status == "warn"
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from tuneforge.errors import EXIT_OF
 
+STOPPED = "stopped the run"
+"""What run.json says a guard did at a finding that ended the run."""
+
 
 class RunFolder:
     """Paths of one run's files."""

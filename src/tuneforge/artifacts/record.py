@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
+from lightning.pytorch.loggers import Logger
 
 from tuneforge.artifacts.folder import read_json, read_metrics, write_json, write_text
+from tuneforge.artifacts.loggers import RunLogger
 from tuneforge.artifacts.report import write_report
 from tuneforge.build import facts
 from tuneforge.callbacks.guard import Guard, refusal
@@ -29,9 +31,12 @@ from tuneforge.data.labelled import LabelledRows
 from tuneforge.data.source import Source
 from tuneforge.errors import EXIT_OF, EXIT_OK, EXIT_REFUSED, TuneforgeError, print_problems
 from tuneforge.finish import Measured
+from tuneforge.inert import set_by_user
+from tuneforge.interpolation import leaves
 from tuneforge.machine import is_present
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import efficiency, flops_per_token
+from tuneforge.rerun import PLACES
 from tuneforge.resume import identity
 from tuneforge.sharding import shape_of
 from tuneforge.versions import versions
@@ -58,6 +63,8 @@ class Record:
     gates: list[Gate] = field(default_factory=list)
     watched: dict[str, Guard] = field(default_factory=dict)
     """The guards that watched, by name."""
+    loggers: Sequence[Logger] = ()
+    """Those of the trainer."""
     begun: bool = False
     """There is a run.json on the disk."""
 
@@ -89,7 +96,8 @@ class Record:
 
     def begin(self, trainer: pl.Trainer, module: Any) -> None:
         """Write what is known before training; from here on the run can be resumed."""
-        for logger in trainer.loggers:
+        self._describe()
+        for logger in self.loggers:
             logger.log_metrics(self.before.metrics, step=0)
         self.parameters = {
             "total": sum(shape_of(p).numel() for p in module.model.parameters()),
@@ -128,12 +136,33 @@ class Record:
 
     def go_on(self) -> None:
         """Write that the run of this record is running again."""
+        self._describe()
         if is_main_process():
             self._write("running")
 
     def _write_end(self, status: str, code: int) -> None:
         if self.begun and is_main_process():
             self._write(status, code)
+        self._end_loggers(status)
+
+    def _describe(self) -> None:
+        """Tell the loggers what runs."""
+        for logger in self.loggers:
+            logger.log_hyperparams(leaves(masked(self.composed.tree)))
+
+    def _end_loggers(self, status: str) -> None:
+        step = max((m["step"] for m in read_metrics(self.context.folder.metrics)), default=0)
+        for logger in self.loggers:
+            if isinstance(logger, RunLogger):
+                logger.end(status, self._chosen(), self.after.metrics, step)
+
+    def _chosen(self) -> dict[str, Any]:
+        """What sets this run apart from others: its options, what the user set, and the numbers compared most."""
+        config, origins = self.composed.config, self.composed.origins
+        typed = {path for path, origin in origins.items() if set_by_user(origin) and not path.startswith(PLACES)}
+        values = {k: v for k, v in leaves(masked(self.composed.tree)).items() if k in typed}
+        settled = {"optim.lr": config.optim.lr, "steps": self.context.settled.num_steps, "seed": config.seed}
+        return {**self.composed.choices, **settled, **values}
 
     def end(self, trainer: pl.Trainer) -> int:
         """Write record and report, print the summary; returns the exit code, 3 where a guard ended the run."""
@@ -144,6 +173,7 @@ class Record:
         if is_main_process():
             self._write("refused" if refused else "done", code)
             write_report(self.context.folder.root)
+            self._end_loggers("refused" if refused else "done")
             self._summary(trainer)
             if refused:
                 print_problems([refused])

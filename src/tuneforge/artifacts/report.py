@@ -47,6 +47,7 @@ def write_report(root: Path) -> Path:
         "evaluations": [m for m in metrics if "eval/loss" in m],
         "measures": _measures(run),
         "events": sorted(_events(run["guards"]), key=lambda found: found[1]["step"]),
+        "use": run["guards"].get("waste_guard", {}).get("use", {}),
         "classes": class_tables(run),
         "samples": _samples(**run["samples"]),
         "settings": settings,

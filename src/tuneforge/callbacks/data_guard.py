@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from tuneforge.callbacks.guard import Late, StepGuard
+from tuneforge.callbacks.guard import Late, StepGuard, token_ids
 from tuneforge.errors import Problem
 from tuneforge.schema.types import NonNegative, PositiveFloat, PositiveInt
 from tuneforge.steps import StepFacts
@@ -71,7 +71,7 @@ class DataGuard(StepGuard[tuple[int, Late]]):
         if not self.on:
             return
         labels = pl_module.count(batch)
-        tokens = [v for k, v in batch.items() if k.endswith("input_ids")]
+        tokens = token_ids(batch)
         digest = sum((_hash(t) for t in tokens), torch.zeros((), dtype=torch.int64, device=labels.device))
         empty = (labels == 0).double()
         self._labels = labels if self._labels is None else self._labels + labels

@@ -1,6 +1,7 @@
 """What every guard shares: what it found is said once, kept, counted in the metrics, and can end the run in order."""
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import lightning.pytorch as pl
@@ -8,12 +9,13 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from tuneforge.artifacts.folder import STOPPED
 from tuneforge.console import warn
 from tuneforge.errors import Problem
 from tuneforge.steps import StepFacts
 
 MAX_EVENTS = 100
-"""Findings of one guard that run.json keeps; all of them are counted."""
+"""Findings of one guard that run.json keeps, and the one that ended the run; all of them are counted."""
 
 S = TypeVar("S")
 
@@ -68,7 +70,7 @@ class Guard(pl.Callback):
         self.count += 1
         where = trainer.global_step if step is None else step
         event = {"step": where, "code": problem.code, "did": did, "message": problem.message, "fix": problem.fix}
-        if len(self.events) < MAX_EVENTS:
+        if len(self.events) < MAX_EVENTS or did == STOPPED:
             self.events.append(event)
         if problem.code in told:
             return
@@ -79,7 +81,7 @@ class Guard(pl.Callback):
 
     def stop(self, trainer: pl.Trainer, problem: Problem, *, step: int | None = None) -> None:
         """End the run after this step or evaluation, with exit code 3. Called by all processes alike."""
-        self.found(trainer, problem, step=step, did="stopped the run")
+        self.found(trainer, problem, step=step, did=STOPPED)
         self.refusal = problem
         trainer.should_stop = True
 
@@ -158,6 +160,11 @@ class Late:
 def steps(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether an optimizer step was taken with this micro-batch."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def token_ids(batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """The tokens of a micro-batch: one tensor [rows, tokens] for most objectives, several where rows come in pairs."""
+    return [tensor for key, tensor in batch.items() if key.endswith("input_ids")]
 
 
 def agreed(trainer: pl.Trainer, flag: bool) -> bool:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.early_stopping import EarlyStopping
 from tuneforge.callbacks.guard import guards
+from tuneforge.callbacks.waste_guard import WasteGuard
 from tuneforge.context import Context
 from tuneforge.data.batches import Rows
 from tuneforge.errors import Problem
@@ -51,6 +52,7 @@ class QualityGates(pl.Callback):
             self._compared(before.metrics, len(context.eval_rows.documents)),
             self._quiet(trainer),
             self._read(len(after.samples)),
+            *self._used(trainer),
         ]
 
     def refusal(self, gates: list[Gate]) -> Problem | None:
@@ -103,3 +105,13 @@ class QualityGates(pl.Callback):
 
     def _read(self, samples: int) -> Gate:
         return Gate("samples to read", samples > 0, str(samples), "samples.num=3, and a person who reads them")
+
+    def _used(self, trainer: pl.Trainer) -> list[Gate]:
+        """Where there is a GPU whose driver tells."""
+        watching = [g for g in guards(trainer).values() if isinstance(g, WasteGuard)]
+        use = watching[0].use() if watching else {}
+        if "gpu_utilisation" not in use:
+            return []
+        busy, least = use["gpu_utilisation"], watching[0].min_use
+        value = f"the GPU was busy for {busy:.0%} of the time, with at most {use['gpu_memory']:.0%} of its memory"
+        return [Gate("utilisation", busy >= least, value, f"{least:.0%} or more; what waste_guard says, if it does")]

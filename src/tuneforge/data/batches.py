@@ -1,12 +1,13 @@
 """Rows of documents, the order in which steps take them, and their collation into tensors."""
 
+import time
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tuneforge.data.encode import IGNORE, Document, Ids
 from tuneforge.data.packing import pack
@@ -151,6 +152,24 @@ class Collate:
             position_ids=torch.from_numpy(positions),
             num_labels=torch.tensor(items[0][3]),
         )
+
+
+class TimedLoader(DataLoader[Any]):
+    """Knows for how long its reader has waited for it."""
+
+    waited = 0.0
+    """Seconds."""
+
+    def __iter__(self) -> Any:
+        """The batches of the loader."""
+        batches = super().__iter__()
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
 
 class EvalSampler(Sampler[list[int]]):

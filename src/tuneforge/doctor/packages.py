@@ -18,6 +18,7 @@ MODULES = {
     "hydra-core": "hydra",
     "hydra-optuna-sweeper": "hydra_plugins.hydra_optuna_sweeper",
     "liger-kernel": "liger_kernel",
+    "nvidia-ml-py": "pynvml",
     "pyyaml": "yaml",
 }
 """Packages whose module has another name."""
@@ -46,7 +47,7 @@ PARTS = (
     # Plain `pip install` brings the 1.3 line, which needs an Optuna that fails with a current SQLAlchemy.
     Part("hydra-optuna-sweeper>=1.4.0rc3,<1.5", "searches with Optuna under --multirun"),
     Part("wandb", "logs to Weights & Biases"),
-    Part("mlflow", "logs to MLflow"),
+    Part("mlflow-skinny", "logs to MLflow"),
     Part("flash-attn", "attention kernels", gpu_only=True, pip_options="--no-build-isolation"),
     Part("liger-kernel", "fused kernels", gpu_only=True),
 )

@@ -5,7 +5,7 @@ A rule sees the checked config, and the tree with the options of every `_target_
 is asked again by `device_problems` and `architecture_problems` when it is known.
 """
 
-from tuneforge.rules import data, devices, guards, methods, strategies
+from tuneforge.rules import data, devices, guards, loggers, methods, strategies
 from tuneforge.rules.architectures import architecture_problems
 from tuneforge.rules.data import classifies
 from tuneforge.rules.devices import device_problems
@@ -28,6 +28,7 @@ __all__ = [
     "devices",
     "guards",
     "listing",
+    "loggers",
     "may_split",
     "methods",
     "parts_in_host",
