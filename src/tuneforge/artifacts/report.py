@@ -47,6 +47,8 @@ def write_report(root: Path) -> Path:
         "evaluations": [m for m in metrics if "eval/loss" in m],
         "measures": _measures(run),
         "events": sorted(_events(run["guards"]), key=lambda found: found[1]["step"]),
+        "forgetting": run["guards"].get("forgetting_check", {}).get("tasks", {}),
+        "written": run["guards"].get("generation_watch", {}).get("samples", []),
         "classes": class_tables(run),
         "samples": _samples(**run["samples"]),
         "settings": settings,

@@ -1,0 +1,189 @@
+"""What the base could do is scored before and along the run; a run that destroys it is seen, for each action."""
+
+import json
+
+import pytest
+
+from guards.conftest import evals, found
+from helpers import SHORT, shown, signal_at
+from tuneforge.data.known import known
+
+ON = ("data.max_length=128", "callbacks.forgetting_check.max_share=1")
+# All weights, on answers of random digits: the documentation goes.
+DESTROY = (*ON, "method=full", "trainer.val_check_interval=2", "optim.lr=1e-3", "scheduler.warmup_ratio=0.4")
+LATEST = 8
+"""The step by which that is seen, at one of the evaluations each two steps."""
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A few of the questions that the bundled model can answer, as a user's file."""
+    path = tmp_path / "task.jsonl"
+    path.write_text("".join(json.dumps(dict(row.fields)) + "\n" for row in known()["parameters"][:24]))
+    return f"callbacks.forgetting_check.tasks={{mine: {path}}}"
+
+
+def tasks(ran):
+    return ran.record["guards"]["forgetting_check"]["tasks"]
+
+
+def gate(ran):
+    (line,) = [g for g in ran.record["gates"] if g["name"] == "forgetting within 5%"]
+    return line["passed"], line["value"]
+
+
+def test_a_run_that_forgets_is_stopped_and_what_was_before_is_kept(fast):
+    ran = fast(*DESTROY, "callbacks.forgetting_check.action=stop")
+    assert ran.code == 3
+    ((step, code, did),) = found(ran, "forgetting_check")
+    assert (code, did) == ("forgetting", "stopped the run")
+    assert 2 < step <= LATEST
+    assert max(m["step"] for m in ran.metrics) == step
+    # Better by the eval loss, the weights with the finding are not the best.
+    measured = evals(ran)
+    assert measured[step] < measured[step - 2]
+    assert ran.record["metrics"]["after"]["eval/loss"] == pytest.approx(
+        min(loss for at, loss in measured.items() if 0 < at < step), abs=1e-6
+    )
+    assert ran.record["status"] == "refused"
+    assert "below the untouched base: " in ran.err
+    assert "data.replay.fraction=0.2" in ran.err
+
+
+def test_a_run_that_forgets_is_warned_of_once_and_its_gate_fails(fast):
+    ran = fast(*DESTROY, "callbacks.forgetting_check.min_steps=1")
+    assert ran.code == 0
+    events = found(ran, "forgetting_check")
+    assert events[0][0] <= LATEST
+    assert {e[1:] for e in events} == {("forgetting", "warned")}
+    assert ran.out.count("warning: callbacks.forgetting_check") == 1
+    told = tasks(ran)
+    assert set(told) == {"reference", "summary", "parameters"}
+    assert told["reference"]["after"] < 0.95 * told["reference"]["base"]
+    assert told["reference"]["fall"] == pytest.approx(1 - told["reference"]["after"] / told["reference"]["base"])
+    passed, value = gate(ran)
+    assert passed is False
+    assert value.startswith("worst of 3: ")
+    logged = [m["forgetting_check/reference"] for m in ran.metrics if "forgetting_check/reference" in m]
+    assert logged[0] == pytest.approx(told["reference"]["base"])
+    assert logged[-1] < logged[0]
+    report = (ran.folder / "report.html").read_text()
+    assert "What the base could do" in report
+    assert "likelihood of a token" in report
+
+
+@pytest.mark.parametrize(
+    ("term", "set_to"), [((), ""), (("regularise.ewc=1e3", "regularise.rows=4"), "regularise.ewc=2000")]
+)
+def test_repair_halves_the_rate_and_doubles_what_holds_and_stops_where_that_is_not_enough(fast, term, set_to):
+    ran = fast(*DESTROY, *term, "callbacks.forgetting_check.action=repair", "callbacks.forgetting_check.repairs=1")
+    assert ran.code == 3
+    (first, code, did), last = found(ran, "forgetting_check")
+    assert first <= LATEST
+    assert code == "forgetting-repaired"
+    assert did.startswith("halved the learning rate to ")
+    assert did.endswith(f", set {set_to}" if set_to else did[-3:])
+    assert last[1:] == ("forgetting-again", "stopped the run")
+    rates = {m["step"]: m["train/lr"] for m in ran.metrics if "train/lr" in m}
+    free = fast(*DESTROY, *term, steps=12)
+    whole = {m["step"]: m["train/lr"] for m in free.metrics if "train/lr" in m}
+    assert rates[first] == pytest.approx(whole[first])
+    assert rates[first + 1] == pytest.approx(whole[first + 1] / 2)
+
+
+def test_a_healthy_run_of_the_defaults_forgets_nothing(command):
+    ran = command(
+        *SHORT, "samples.num=0", "callbacks.forgetting_check.max_share=1", "callbacks.forgetting_check.min_steps=1"
+    )
+    assert ran.code == 0
+    assert found(ran, "forgetting_check") == []
+    assert gate(ran)[0] is True
+    for told in tasks(ran).values():
+        assert abs(told["fall"]) < 0.05
+        assert told["last"] == pytest.approx(told["after"])
+
+
+def test_a_resumed_run_compares_with_the_base_of_its_checkpoint(fast, task, monkeypatch):
+    options = (*ON, task, "trainer.val_check_interval=2", "method=full")
+    whole = fast(*options, steps=6)
+    signal_at(monkeypatch, 3)
+    stopped = fast(*options, steps=6)
+    assert stopped.code == 143
+    before = tasks(stopped)["mine"]["base"]
+    resumed = fast(*options, f"resume={stopped.folder}", steps=6)
+    assert resumed.code == 0, resumed.err
+    assert tasks(stopped)["mine"]["base"] == before == tasks(whole)["mine"]["base"]
+    assert tasks(stopped)["mine"]["after"] == tasks(whole)["mine"]["after"]
+
+    def numbers(ran):
+        return {k: {n: v for n, v in m.items() if "time_share" not in n} for k, m in shown(ran.metrics).items()}
+
+    assert numbers(stopped) == numbers(whole)
+
+
+def test_tasks_that_the_base_was_not_scored_on_are_left_out_of_a_resumed_run(fast, task, tmp_path, monkeypatch):
+    signal_at(monkeypatch, 3)
+    stopped = fast(*ON, task, steps=6)
+    (tmp_path / "other.jsonl").write_text('{"text": "something else"}\n' * 2)
+    both = task.replace("{", f"{{other: {tmp_path / 'other.jsonl'}, ")
+    resumed = fast(*ON, both, f"resume={stopped.folder}", steps=6)
+    assert resumed.code == 0, resumed.err
+    assert "was not scored on these rows before training began: other" in resumed.out
+    assert set(tasks(stopped)) == {"mine"}
+
+
+def test_tasks_are_files_or_nodes_of_any_source(fast, task, tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "one ", "completion": "two"}\n{"prompt": "a ", "completion": "b"}\n')
+    given = task.replace(
+        "{mine", f"{{answers: {tmp_path / 'answers.jsonl'}, code: {{_target_: tuneforge.data.pycode.pydoc_code, rows: 3}}, mine"
+    )
+    ran = fast(*ON, given, steps=4)
+    assert ran.code == 0, ran.err
+    assert {name: (t["metric"], t["rows"]) for name, t in tasks(ran).items()} == {
+        "answers": ("likelihood", 2), "code": ("likelihood", 3), "mine": ("acc_norm", 24),
+    }  # fmt: skip
+    assert tasks(ran)["mine"]["base"] > 0.4
+
+
+def test_rows_that_cannot_be_scored_are_told_before_weights_load(fast, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"question": "q", "choices": ["a", "b"], "answer": 7}\n')
+    ran = fast(*ON, f"callbacks.forgetting_check.tasks={{facts: {tmp_path / 'bad.jsonl'}}}")
+    assert ran.code == 2
+    assert "callbacks.forgetting_check.tasks.facts: 1 of 1 rows are no questions" in ran.err
+
+
+def test_a_check_waits_until_it_is_within_its_share_of_the_time(fast, task):
+    ran = fast(task, "trainer.val_check_interval=1", "callbacks.forgetting_check.max_share=1e-6", steps=4)
+    assert ran.code == 0
+    told = tasks(ran)["mine"]
+    assert told["last"] is None
+    assert told["after"] is not None
+    assert ran.record["guards"]["forgetting_check"]["time_share"] == 0
+    free = fast(task, *ON, "callbacks.forgetting_check.every_n_steps=3", steps=4)
+    assert tasks(free)["mine"]["last"] is not None
+    assert 0 < free.record["guards"]["forgetting_check"]["time_share"] < 1
+
+
+def test_where_there_is_nothing_to_ask_that_is_said(fast, model_folders):
+    ran = fast("model=hf", f"model.path={model_folders['llama']}", steps=2)
+    assert ran.code == 0
+    assert gate(ran) == (None, "not measured: no tasks (callbacks.forgetting_check.tasks)")
+    assert "open     forgetting within 5%: not measured: no tasks" in ran.out
+    assert gate(fast(steps=2)) == (None, "not measured: fewer than 100 steps (callbacks.forgetting_check.min_steps)")
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.soak)])
+def test_two_processes_have_the_scores_of_one(fast, task, strategy):
+    options = (
+        *(*ON, task, "batch.per_device=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "samples.num=3"),
+        *("samples.max_new_tokens=8", "callbacks.generation_watch.max_share=1", "callbacks.forgetting_check.action=stop"),
+        *("callbacks.forgetting_check.every_n_steps=3", "method=full", "optim.lr=1e-3", "callbacks.generation_watch.every_n_steps=2"),
+    )
+    one = fast(*options, steps=12)
+    two = fast(*options, f"strategy={strategy}", "trainer.devices=2", steps=12)
+    assert one.code == two.code == 3, two.err + two.out
+    assert tasks(two)["mine"]["base"] == tasks(one)["mine"]["base"]
+    assert found(two, "forgetting_check") == found(one, "forgetting_check") != []
+    watch = [ran.record["guards"]["generation_watch"] for ran in (one, two)]
+    assert watch[0]["measures"] == watch[1]["measures"]
+    assert [s["answer"] for s in watch[0]["samples"]] == [s["answer"] for s in watch[1]["samples"]]
