@@ -20,9 +20,7 @@ class Continuation:
 
 
 @torch.no_grad()
-def continuation(
-    module: Any, prompt: NDArray[np.int64], max_new_tokens: int, stop: Sequence[int] = ()
-) -> Continuation:
+def continuation(module: Any, prompt: NDArray[np.int64], max_new_tokens: int, stop: Sequence[int] = ()) -> Continuation:
     """Greedily, from token ids of shape [tokens]; `stop` are ids that end it, beside the tokenizer's EOS."""
     tokenizer = module.context.tokenizer
     ends = sorted({tokenizer.eos_token_id, *stop})

@@ -85,7 +85,8 @@ def _idle_guards(config: Config, tree: Mapping[str, Any]) -> dict[str, str]:
     if "patience" in ends and not ends["patience"]:
         found |= {f"callbacks.early_stopping.{k}": "patience is null" for k in ("monitor", "mode", "min_delta")}
     if config.samples.num < 3:
-        found |= {f"callbacks.generation_watch.{k}": "samples.num is under 3" for k in tree["callbacks"].get("generation_watch", {})}
+        watch = tree["callbacks"].get("generation_watch", {})
+        found |= {f"callbacks.generation_watch.{k}": "samples.num is under 3" for k in watch}
     interval = config.trainer.val_check_interval
     if isinstance(interval, float) and interval and (ends.get("patience") or 0) >= 1 / interval:
         evaluations = f"the run has {math.ceil(1 / interval)} evaluations (trainer.val_check_interval={interval})"

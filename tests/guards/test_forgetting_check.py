@@ -19,7 +19,7 @@ LATEST = 8
 def task(tmp_path):
     """A few of the questions that the bundled model can answer, as a user's file."""
     path = tmp_path / "task.jsonl"
-    path.write_text("".join(json.dumps(dict(row.fields)) + "\n" for row in known()["parameters"][:24]))
+    path.write_text("".join(json.dumps(dict(row.fields)) + "\n" for row in known()["descriptions"][:24]))
     return f"callbacks.forgetting_check.tasks={{mine: {path}}}"
 
 
@@ -58,18 +58,19 @@ def test_a_run_that_forgets_is_warned_of_once_and_its_gate_fails(fast):
     assert {e[1:] for e in events} == {("forgetting", "warned")}
     assert ran.out.count("warning: callbacks.forgetting_check") == 1
     told = tasks(ran)
-    assert set(told) == {"reference", "summary", "parameters"}
-    assert told["reference"]["after"] < 0.95 * told["reference"]["base"]
-    assert told["reference"]["fall"] == pytest.approx(1 - told["reference"]["after"] / told["reference"]["base"])
+    assert set(told) == {"descriptions", "reference", "parameters"}
+    first = told["descriptions"]
+    assert first["after"] < 0.95 * first["base"]
+    assert first["fall"] == pytest.approx(1 - first["after"] / first["base"])
     passed, value = gate(ran)
-    assert passed is False
+    assert not passed
     assert value.startswith("worst of 3: ")
-    logged = [m["forgetting_check/reference"] for m in ran.metrics if "forgetting_check/reference" in m]
-    assert logged[0] == pytest.approx(told["reference"]["base"])
+    logged = [m["forgetting_check/descriptions"] for m in ran.metrics if "forgetting_check/descriptions" in m]
+    assert logged[0] == pytest.approx(first["base"])
     assert logged[-1] < logged[0]
     report = (ran.folder / "report.html").read_text()
     assert "What the base could do" in report
-    assert "likelihood of a token" in report
+    assert "acc_norm" in report
 
 
 @pytest.mark.parametrize(
@@ -133,16 +134,16 @@ def test_tasks_that_the_base_was_not_scored_on_are_left_out_of_a_resumed_run(fas
 
 
 def test_tasks_are_files_or_nodes_of_any_source(fast, task, tmp_path):
-    (tmp_path / "answers.jsonl").write_text('{"prompt": "one ", "completion": "two"}\n{"prompt": "a ", "completion": "b"}\n')
-    given = task.replace(
-        "{mine", f"{{answers: {tmp_path / 'answers.jsonl'}, code: {{_target_: tuneforge.data.pycode.pydoc_code, rows: 3}}, mine"
-    )
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"prompt": "one ", "completion": "two"}\n{"prompt": "a ", "completion": "b"}\n')
+    code = "{_target_: tuneforge.data.pycode.pydoc_code, rows: 3}"
+    given = task.replace("{mine", f"{{answers: {answers}, code: {code}, mine")
     ran = fast(*ON, given, steps=4)
     assert ran.code == 0, ran.err
     assert {name: (t["metric"], t["rows"]) for name, t in tasks(ran).items()} == {
         "answers": ("likelihood", 2), "code": ("likelihood", 3), "mine": ("acc_norm", 24),
     }  # fmt: skip
-    assert tasks(ran)["mine"]["base"] > 0.4
+    assert tasks(ran)["mine"]["base"] > 0.8
 
 
 def test_rows_that_cannot_be_scored_are_told_before_weights_load(fast, tmp_path):
@@ -176,8 +177,17 @@ def test_where_there_is_nothing_to_ask_that_is_said(fast, model_folders):
 def test_two_processes_have_the_scores_of_one(fast, task, strategy):
     options = (
         *(*ON, task, "batch.per_device=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "samples.num=3"),
-        *("samples.max_new_tokens=8", "callbacks.generation_watch.max_share=1", "callbacks.forgetting_check.action=stop"),
-        *("callbacks.forgetting_check.every_n_steps=3", "method=full", "optim.lr=1e-3", "callbacks.generation_watch.every_n_steps=2"),
+        *(
+            "samples.max_new_tokens=8",
+            "callbacks.generation_watch.max_share=1",
+            "callbacks.forgetting_check.action=stop",
+        ),
+        *(
+            "callbacks.forgetting_check.every_n_steps=3",
+            "method=full",
+            "optim.lr=1e-3",
+            "callbacks.generation_watch.every_n_steps=2",
+        ),
     )
     one = fast(*options, steps=12)
     two = fast(*options, f"strategy={strategy}", "trainer.devices=2", steps=12)

@@ -1,27 +1,25 @@
 """Scores by two routes, and what counts as a fall."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from helpers import make_tokenizer
-from tuneforge.data.known import CHOICES, QUESTIONS, TEXTS, known
+from tuneforge.data.known import CHOICES, QUESTIONS, known
 from tuneforge.data.rows import Row
 from tuneforge.data.scored import ScoredTask, read_tasks, scored_task
 from tuneforge.errors import TuneforgeError
 
+TASKS = {"descriptions": 0.9, "reference": 0.7, "parameters": 0.4}
+"""What is below each score of the bundled model; by chance one choice in four is right."""
 OPTIONS = {"at_most": 0, "max_length": 64, "seed": 0}
 
 
 def rows(*fields):
     return [Row(f, origin=f"rows.jsonl:{i}") for i, f in enumerate(fields, 1)]
-
-
-def fake_sums(task):
-    """A log-likelihood for each document, from its tokens alone: the same for one question and choice always."""
-    return np.asarray([-float((d.input_ids * (d.labels != -100)).sum() % 97) - 1 for d in task.documents])
 
 
 def test_the_choice_is_the_likeliest_as_a_whole_or_by_character():
@@ -44,7 +42,8 @@ def test_only_the_choice_is_scored_and_a_long_question_loses_its_beginning():
 
 
 def test_texts_and_answers_are_scored_by_the_likelihood_of_a_token():
-    texts = scored_task("t", rows({"text": "the quick fox"}, {"text": "dog"}), make_tokenizer(), metric="acc", **OPTIONS)
+    given = rows({"text": "the quick fox"}, {"text": "dog"})
+    texts = scored_task("t", given, make_tokenizer(), metric="acc", **OPTIONS)
     sums = np.asarray([-2.0, -4.0])
     tokens = sum(d.num_labels for d in texts.documents)
     assert texts.metric == "likelihood"
@@ -114,18 +113,14 @@ def test_the_bundled_tasks_are_the_same_each_time_and_the_base_does_them_above_c
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import tuneforge
-    from pathlib import Path
 
     assets = Path(tuneforge.__file__).parent / "assets" / "tiny"
     tokenizer = AutoTokenizer.from_pretrained(assets)
     model = AutoModelForCausalLM.from_pretrained(assets, dtype=torch.float32).eval()
-    assert {name: len(found) for name, found in known().items()} == {
-        "reference": TEXTS, "summary": QUESTIONS, "parameters": QUESTIONS,
-    }  # fmt: skip
-    for name, found in known().items():
+    assert {name: len(found) for name, found in known().items()} == dict.fromkeys(TASKS, QUESTIONS)
+    for found in known().values():
         for row in found:
-            if name != "reference":
-                assert len(set(row.fields["choices"])) == CHOICES
+            assert len(set(row.fields["choices"])) == CHOICES
     scores = {}
     for task in read_tasks({}, tokenizer, max_length=256, seed=0, path=""):
         with torch.no_grad():
@@ -136,6 +131,6 @@ def test_the_bundled_tasks_are_the_same_each_time_and_the_base_does_them_above_c
                 for ids, labels in [(torch.from_numpy(d.input_ids), torch.from_numpy(d.labels))]
             ]
         scores[task.name] = task.score(task.items(np.asarray(sums)))
-    assert scores["summary"] > 2 / CHOICES, scores
-    assert scores["parameters"] > 2 / CHOICES, scores
-    assert scores["reference"] > 0.05, scores
+    assert set(scores) == set(TASKS)
+    for name, least in TASKS.items():
+        assert scores[name] > least, scores

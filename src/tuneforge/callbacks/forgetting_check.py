@@ -217,8 +217,9 @@ class ForgettingCheck(Guard):
         strange = [t.name for t in self._scored if self._base.get(t.name, {}).get("digest") != t.digest]
         if not strange:
             return
-        message = f"the base was not scored on these rows before training began: {', '.join(strange)}; they are left out"
-        warn(Problem("no-baseline", message, f"{self.path}.tasks", fix="resume with the tasks of the run, or start anew"))
+        message = f"the base was not scored on these rows before training: {', '.join(strange)}; they are left out"
+        fix = "resume with the tasks of the run, or start anew"
+        warn(Problem("no-baseline", message, f"{self.path}.tasks", fix=fix))
         self._scored = [task for task in self._scored if task.name not in strange]
         if not self._scored:
             self.idle = "the base was not scored before training began"

@@ -72,6 +72,7 @@ def encode(
 
 
 def tokenise(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
+    """Documents of whatever length, with labels on the spans that the loss, or a score, is taken on."""
     if not rendered:
         return
     # verbose: a document longer than the model's positions is not worth a warning, it is about to be cut.

@@ -1,52 +1,53 @@
-"""What the bundled model knows, as rows to score a model on: text of its training, and questions it can answer.
+"""What the bundled model knows, as questions to score a model on.
 
-All of it is of the side that it was trained on; `data=pydoc` asks about the same library in another form.
+All of it is of the side that it was trained on; `data=pydoc` asks about the same library in another form. No text: the
+likelihood of its tokens is halved by 40 steps of the default job, which does no harm to what the questions ask.
 """
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 
 from tuneforge.data.rows import Row
 from tuneforge.data.stdlib import Symbol, is_held_out, symbols, topics
 
-TEXTS = 16
-"""Beginnings of chapters of the language reference, the longest ones."""
-BEGINNING = 4000
-"""Characters: more than a row has room for, so that no end is asked for where there is none."""
 QUESTIONS = 64
 """Of each kind."""
 CHOICES = 4
+_SENTENCE = re.compile(r"[A-Z][A-Za-z ,'\"()-]+\.")
 
 
 @cache
 def known() -> dict[str, tuple[Row, ...]]:
     """Task -> rows; the same for the same Python release. By chance one choice in four is right.
 
-    reference: text of the language reference. words: in which order the words of a description make sense. parameters:
-    which ones a signature has, as a page of the documentation lists them again.
+    descriptions and reference: in which order words make sense, of a docstring's first line after its signature, and of
+    a sentence of the language reference after the one before. parameters: which ones a signature has, as a page of
+    the documentation lists them again.
     """
     found = [s for s in symbols() if not is_held_out(s.module) and s.kind in ("function", "method") and _first(s)]
-    found.sort(key=lambda s: hashlib.sha256(s.dotted.encode()).digest())
-    chapters = sorted(topics(), key=len, reverse=True)[:TEXTS]
+    found.sort(key=lambda s: _digest(s.dotted))
+    pairs = sorted(_sentences(), key=lambda pair: _digest(pair[1]))[:QUESTIONS]
     return {
-        "reference": tuple(Row({"text": t[:BEGINNING]}, origin=t.partition("\n")[0]) for t in chapters),
-        "words": tuple(_words(found[:QUESTIONS])),
+        "descriptions": tuple(_order(f"{s.signature}\n   ", _first(s), s.dotted) for s in found[:QUESTIONS]),
+        "reference": tuple(_order(before, sentence, "language reference") for before, sentence in pairs),
         "parameters": tuple(_parameters([s for s in found if _names(s)])),
     }
 
 
-def _words(found: Sequence[Symbol]) -> Iterator[Row]:
-    for symbol in found:
-        words = _first(symbol).split()
-        draw = random.Random(symbol.dotted)  # noqa: S311  not a secret
-        orders: dict[str, None] = {}
-        while len(orders) < CHOICES - 1:
-            mixed = " ".join(draw.sample(words, len(words)))
-            if mixed != " ".join(words):
-                orders[mixed] = None
-        yield _row(symbol, f"{symbol.signature}\n   ", " ".join(words), list(orders))
+def _order(question: str, text: str, origin: str) -> Row:
+    """The wrong choices are the same words in another order."""
+    words = text.split()
+    draw = random.Random(text)  # noqa: S311  not a secret
+    mixed: dict[str, None] = {}
+    while len(mixed) < CHOICES - 1:
+        other = " ".join(draw.sample(words, len(words)))
+        if other != " ".join(words):
+            mixed[other] = None
+    return _row(question, " ".join(words), list(mixed), origin)
 
 
 def _parameters(found: Sequence[Symbol]) -> Iterator[Row]:
@@ -56,22 +57,36 @@ def _parameters(found: Sequence[Symbol]) -> Iterator[Row]:
         own = _names(symbol)
         wrong = [names for names in others[i * CHOICES : (i + 1) * CHOICES] if names != own][: CHOICES - 1]
         page = f"{symbol.signature}\n    {_first(symbol)}\n    Parameters of {symbol.name}:"
-        yield _row(symbol, page, own, wrong)
+        yield _row(page, own, wrong, symbol.dotted)
 
 
-def _row(symbol: Symbol, question: str, right: str, wrong: list[str]) -> Row:
-    place = len(symbol.dotted) % CHOICES
-    fields = {"question": question, "choices": [*wrong[:place], right, *wrong[place:]], "answer": place}
-    return Row(fields, origin=symbol.dotted)
+def _row(question: str, right: str, wrong: list[str], origin: str) -> Row:
+    place = _digest(right)[0] % CHOICES
+    return Row({"question": question, "choices": [*wrong[:place], right, *wrong[place:]], "answer": place}, origin)
+
+
+def _sentences() -> Iterator[tuple[str, str]]:
+    """Two plain sentences of the language reference that follow each other; the second of a usual length."""
+    for paragraph in "\n\n".join(topics()).split("\n\n"):
+        whole = [part for part in re.split(r"(?<=\.) +", " ".join(paragraph.split())) if _SENTENCE.fullmatch(part)]
+        yield from ((a, b) for a, b in pairwise(whole) if len(a) <= 120 and _is_usual(b))
 
 
 def _first(symbol: Symbol) -> str:
     """The first line of the docstring, where it is a plain one of a usual length under a signature of one."""
     line = symbol.doc.partition("\n")[0].strip()
-    whole = 24 <= len(line) <= 72 and line.isascii() and line.endswith(".")
+    whole = _is_usual(line) and line.isascii() and line.endswith(".")
     return line if whole and len(symbol.signature) <= 100 else ""
+
+
+def _is_usual(text: str) -> bool:
+    return 24 <= len(text) <= 72 and len(text.split()) > CHOICES
 
 
 def _names(symbol: Symbol) -> str:
     names = [p.name for p in symbol.parameters]
     return ", ".join(names) if 2 <= len(names) <= 4 else ""
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -158,19 +158,14 @@ def scored_task(
     chosen = sample(list(rows), at_most, seed)
     digest = hashlib.sha256(repr([dataclasses.astuple(row) for row in chosen]).encode()).hexdigest()
     if any("choices" in row.fields for row in chosen[:1]):
-        return _questions(name, chosen, tokenizer, metric, max_length, digest)
+        return _questions(name, chosen, tokenizer, metric=metric, max_length=max_length, digest=digest)
     examples = convert(chosen, recognise(chosen))[0]
     encoded = encode(examples, tokenizer, train_on="assistant", max_length=max_length, overlong="truncate")
     return ScoredTask(name, "likelihood", encoded.documents, digest=digest)
 
 
 def _questions(
-    name: str,
-    rows: Sequence[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    metric: Metric,
-    max_length: int,
-    digest: str,
+    name: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, metric: Metric, max_length: int, digest: str
 ) -> ScoredTask:
     rendered: list[Rendered] = []
     questions: list[tuple[int, int, int]] = []

@@ -85,8 +85,8 @@ def what_is_forgotten_has_tasks(config: Config, tree: Mapping[str, Any]) -> Prob
         "no-forgetting-tasks",
         f"is {node['action']}, and there are no tasks to see forgetting by: model.path={config.model.path} brings none",
         "callbacks.forgetting_check.action",
-        fix="give some: 'callbacks.forgetting_check.tasks={facts: rows.jsonl}', of rows with question, choices and answer, "
-        "or of any text that the base writes well",
+        fix="give some: 'callbacks.forgetting_check.tasks={facts: rows.jsonl}', of rows with question, choices and "
+        "answer, or of any text that the base writes well",
     )
 
 
@@ -106,12 +106,12 @@ def what_is_written_is_there_to_watch(config: Config, tree: Mapping[str, Any]) -
 @rule
 def guards_of_text_watch_text(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """Forgetting and repetition are seen in next tokens, which a classification head does not predict."""
-    nodes = tree["callbacks"]
-    asked = [n for n in ("forgetting_check", "generation_watch") if nodes.get(n, {}).get("action") in ("stop", "repair")]
-    if not classifies(config) or not asked:
-        return None
-    message = f"is {nodes[asked[0]]['action']}, and a classification head predicts no next tokens to see it by"
-    return Problem("no-next-tokens", message, f"callbacks.{asked[0]}.action", fix="set it to warn or none")
+    for name in ("forgetting_check", "generation_watch"):
+        action = tree["callbacks"].get(name, {}).get("action")
+        if classifies(config) and action in ("stop", "repair"):
+            message = f"is {action}, and a classification head predicts no next tokens to see it by"
+            return Problem("no-next-tokens", message, f"callbacks.{name}.action", fix="set it to warn or none")
+    return None
 
 
 def _watching(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
