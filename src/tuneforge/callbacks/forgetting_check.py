@@ -187,8 +187,9 @@ class ForgettingCheck(Guard):
         collate = Collate(
             int(context.tokenizer.pad_token_id or 0), config.model.attn_implementation == "flash_attention_2"
         )
-        # Every token of a text has logits here, which few have in training; a quarter of its rows has room for them.
-        per_pass = max(1, settled.per_device // 4)
+        # As many tokens as a pass in training, and labels, each with a row of logits, on at most a quarter of them.
+        places = settled.per_device * settled.max_length
+        per_pass = max(1, places // int(max(rows.num_tokens.max(), 4 * rows.num_labels.max())))
         sampler = EvalSampler(len(rows), per_pass, trainer.world_size, trainer.global_rank)
         sums = np.zeros(len(documents))
         for indices in sampler:
