@@ -45,7 +45,7 @@ def test_a_run_that_learns_to_repeat_itself_is_stopped(repeating):
     ((step, code, did),) = found(ran, "generation_watch")
     assert (code, did) == ("repeats-itself", "stopped the run")
     assert step <= 8
-    assert watch(ran)["measures"]["last"]["repetition"] > 0.9
+    assert watch(ran)["measures"]["last"]["repetition"] > 0.8
     assert "of the 4-grams of what the model writes are repetitions" in ran.err
     assert any("word word word" in sample["answer"] for sample in watch(ran)["samples"])
     assert "What it wrote along the run" in (ran.folder / "report.html").read_text()
