@@ -51,22 +51,20 @@ def test_a_run_that_forgets_is_stopped_and_what_was_before_is_kept(fast, task):
     assert "data.replay.fraction=0.2" in ran.err
 
 
-def test_a_run_that_forgets_is_warned_of_once_and_its_gate_fails(fast):
-    ran = fast(*DESTROY, "callbacks.forgetting_check.min_steps=1", steps=STEPS)
+def test_a_run_that_forgets_is_warned_of_once_and_its_gate_fails(fast, task):
+    ran = fast(*DESTROY, task, steps=STEPS)
     assert ran.code == 0
     events = found(ran, "forgetting_check")
     assert events[0][0] <= LATEST
     assert {e[1:] for e in events} == {("forgetting", "warned")}
     assert ran.out.count("warning: callbacks.forgetting_check") == 1
-    told = tasks(ran)
-    assert set(told) == {"descriptions", "reference", "parameters"}
-    first = told["descriptions"]
+    first = tasks(ran)["mine"]
     assert first["after"] < 0.95 * first["base"]
     assert first["fall"] == pytest.approx(1 - first["after"] / first["base"])
     passed, value = gate(ran)
     assert not passed
-    assert value.startswith("worst of 3: ")
-    logged = [m["forgetting_check/descriptions"] for m in ran.metrics if "forgetting_check/descriptions" in m]
+    assert value.startswith("worst of 1: mine ")
+    logged = [m["forgetting_check/mine"] for m in ran.metrics if "forgetting_check/mine" in m]
     assert logged[0] == pytest.approx(first["base"])
     assert logged[-1] < logged[0]
     report = (ran.folder / "report.html").read_text()
@@ -88,22 +86,23 @@ def test_repair_halves_the_rate_doubles_what_holds_and_stops_where_that_is_not_e
     (first, code, did), last = found(ran, "forgetting_check")
     assert first <= LATEST
     assert code == "forgetting-repaired"
-    assert did.startswith("halved the learning rate to 0.005")
+    assert did.startswith("halved the learning rate to ")
     assert held in ran.record["guards"]["forgetting_check"]["events"][0]["message"]
     assert last[0] > first
     assert last[1:] == ("forgetting-again", "stopped the run")
     rates = {m["step"]: m["train/lr"] for m in ran.metrics if "train/lr" in m}
-    assert rates[first] == pytest.approx(1e-2)
+    # The rate still rises to its peak at the fifth step.
+    assert rates[first] < 1e-2
     assert rates[first + 1] == pytest.approx(5e-3)
 
 
 def test_a_healthy_run_of_the_defaults_forgets_nothing(command):
-    ran = command(
-        *SHORT, "samples.num=0", "callbacks.forgetting_check.max_share=1", "callbacks.forgetting_check.min_steps=1"
-    )
+    asked = ("callbacks.forgetting_check.max_share=1", "callbacks.forgetting_check.min_steps=1")
+    ran = command(*SHORT, *asked, "samples.num=0", "trainer.val_check_interval=4")
     assert ran.code == 0
     assert found(ran, "forgetting_check") == []
     assert gate(ran)[0] is True
+    assert set(tasks(ran)) == {"descriptions", "reference", "parameters"}
     for told in tasks(ran).values():
         assert abs(told["fall"]) < 0.05
         assert told["last"] == pytest.approx(told["after"])
@@ -134,19 +133,19 @@ def test_tasks_that_the_base_was_not_scored_on_are_left_out_of_a_resumed_run(fas
     both = task.replace("{", f"{{other: {tmp_path / 'other.jsonl'}, ")
     resumed = fast(*ON, both, f"resume={stopped.folder}", steps=6)
     assert resumed.code == 0, resumed.err
-    assert "was not scored on these rows before training began: other" in resumed.out
+    assert "was not scored on these rows before training: other" in resumed.out
     assert set(tasks(stopped)) == {"mine"}
 
 
 def test_tasks_are_files_or_nodes_of_any_source(fast, task, tmp_path):
     answers = tmp_path / "answers.jsonl"
     answers.write_text('{"prompt": "one ", "completion": "two"}\n{"prompt": "a ", "completion": "b"}\n')
-    code = "{_target_: tuneforge.data.pycode.pydoc_code, rows: 3}"
-    given = task.replace("{mine", f"{{answers: {answers}, code: {code}, mine")
+    pages = "{_target_: tuneforge.data.pydoc.pydoc_text, rows: 3}"
+    given = task.replace("{mine", f"{{answers: {answers}, pages: {pages}, mine")
     ran = fast(*ON, given, steps=4)
     assert ran.code == 0, ran.err
     assert {name: (t["metric"], t["rows"]) for name, t in tasks(ran).items()} == {
-        "answers": ("likelihood", 2), "code": ("likelihood", 3), "mine": ("acc_norm", 24),
+        "answers": ("likelihood", 2), "pages": ("likelihood", 3), "mine": ("acc_norm", 24),
     }  # fmt: skip
     assert tasks(ran)["mine"]["base"] > 0.8
 

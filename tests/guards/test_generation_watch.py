@@ -76,7 +76,9 @@ def test_answers_that_no_longer_end_are_a_finding(fast):
         patch.setattr(module, "answers", endless)
         ran = fast(*EVERY, "method=full", steps=12)
     assert ran.code == 0
-    assert [f[:2] for f in found(ran, "generation_watch")] == [(8, "never-ends")]
+    # It goes on by saying the same again.
+    assert found(ran, "generation_watch") == [(8, "repeats-itself", "warned"), (8, "never-ends", "warned")]
+    assert watch(ran)["measures"]["last"]["endless"] == 1
 
 
 def test_a_healthy_run_is_no_finding_and_shows_what_it_wrote(fast):

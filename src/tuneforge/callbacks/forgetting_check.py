@@ -257,7 +257,8 @@ class ForgettingCheck(Guard):
             f"{name} ({metrics[name]}) {fall.base:.4g} -> {fall.now:.4g} ({-fall.share:+.1%})"
             for name, fall in found.items()
         )
-        config = trainer.lightning_module.context.config
+        module: Any = trainer.lightning_module
+        config = module.context.config
         return Problem(
             "forgetting",
             f"step {trainer.global_step}: {len(found)} of {len(falls)} tasks are more than {self.tolerance:.0%} below "

@@ -169,7 +169,8 @@ class GenerationWatch(Guard):
                 logger.experiment.add_text("generation_watch/samples", text, trainer.global_step)
 
     def _problem(self, trainer: pl.Trainer, name: str, share: float, usual: float) -> Problem:
-        config = trainer.lightning_module.context.config
+        module: Any = trainer.lightning_module
+        config = module.context.config
         fix = (
             f"in this order: rows that repeat themselves; too high a rate (optim.lr={config.optim.lr / 2:.3g}) or too "
             "many epochs; a base that needs another template (model.chat_template)"
