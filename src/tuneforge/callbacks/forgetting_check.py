@@ -122,31 +122,29 @@ class ForgettingCheck(Guard):
     # ---- when
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Time begins; what was repaired before an interruption holds on."""
+        """Score the base; a resumed run has its scores, and holds on to what was repaired."""
         if not self.on:
             return
-        self._leave_out(trainer)
+        if trainer.global_step == 0 and not self._base:
+            items = self._measure(trainer, pl_module)
+            self._base = {t.name: {"digest": t.digest, "items": items[t.name].tolist()} for t in self._scored}
+            self.gauges |= {t.name: t.score(items[t.name]) for t in self._scored}
+        self._leave_out()
         if self._resumed and self._repaired:
             pl_module.hold_nearer(2.0 ** len(self._repaired))
         self._resumed = False
         self.pace.start()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Before training the base is scored, after it the result; in between the model as it is."""
-        if not self.on:
+        """Score the model as it is; after training, the weights that the run leaves."""
+        if not self.on or not self._base:
             return
-        if trainer.state.fn == "fit":
-            if self.every_n_steps is None:
-                self._look(trainer, pl_module)
-            return
-        items = self._measure(trainer, pl_module)
-        if trainer.global_step == 0:
-            self._base = {t.name: {"digest": t.digest, "items": items[t.name].tolist()} for t in self._scored}
-            self.gauges |= {t.name: t.score(items[t.name]) for t in self._scored}
-        else:
-            self.result = self._compared(items)
+        if trainer.state.fn != "fit":
+            self.result = self._compared(self._measure(trainer, pl_module))
             if self.refusal is None and trainer.global_step not in {e["step"] for e in self.events}:
                 self._say(trainer, self.result)
+        elif self.every_n_steps is None:
+            self._look(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After an optimizer step: look where that was asked for."""
@@ -213,7 +211,7 @@ class ForgettingCheck(Guard):
         found = {name: fall for name, fall in falls.items() if fall.beyond(self.tolerance)}
         return dict(sorted(found.items(), key=lambda item: -item[1].share))
 
-    def _leave_out(self, trainer: pl.Trainer) -> None:
+    def _leave_out(self) -> None:
         """After a resume: tasks that the base was not scored on."""
         strange = [t.name for t in self._scored if self._base.get(t.name, {}).get("digest") != t.digest]
         if not strange:
