@@ -129,6 +129,13 @@ def shown(metrics: list[dict[str, Any]]) -> dict[Any, Any]:
     return lines
 
 
+def same_bits(one: Any, two: Any) -> bool:
+    """Whether two tensors hold the same bytes; packed 4-bit numbers in a floating type may read as NaN."""
+    import torch
+
+    return torch.equal(*(t.detach().reshape(-1).view(torch.uint8) for t in (one, two)))
+
+
 def same_adapter(one: Path, two: Path) -> bool:
     """Whether two runs' adapters are equal to the bit."""
     a, b = (f / "adapter" / "adapter_model.safetensors" for f in (one, two))

@@ -12,7 +12,7 @@ from tuneforge.artifacts import whole
 from tuneforge.artifacts.folder import read_json, read_metrics
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "eva"])
+@pytest.mark.parametrize("method", ["lora", *(pytest.param(m, marks=pytest.mark.soak) for m in ("qlora", "eva"))])
 def test_two_processes_train_as_one(command, method):
     # Adam's first updates are about lr * sign(gradient): a large rate blows rounding up into the next steps' gradients.
     options = [

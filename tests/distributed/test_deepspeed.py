@@ -75,6 +75,7 @@ def test_two_processes_train_as_one_and_leave_the_same_checkpoint(command):
 
 
 @needs_deepspeed
+@pytest.mark.soak
 def test_a_run_that_was_resumed_goes_on_as_one_process_does(command):
     """All weights train, in two groups of the optimizer; with other moments in it the next losses would be others."""
     steady = ("method=full", "scheduler=constant", "optim.lr=2e-5")

@@ -15,6 +15,7 @@ COVER = (
     ("prompt_tuning", "fsdp"),
     ("qlora", "fsdp"),
     ("dora", "fsdp"),
+    ("qlora", "ddp"),
 )
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,9 @@ from torch.distributed import TCPStore
 from helpers import SHORT
 from tuneforge.artifacts.claim import NAME as LOCK
 from tuneforge.artifacts.folder import read_json, read_metrics
+
+# Each of these pairs of processes takes 10 seconds and more.
+SOAK = partial(pytest.param, marks=pytest.mark.soak)
 
 TRAINED = (
     *SHORT,
@@ -136,6 +140,7 @@ def test_two_machines_under_torchrun_train_as_one_process(alone, tmp_path):
     assert "GLOBAL_RANK" not in said[0][0]
 
 
+@pytest.mark.soak
 def test_two_tasks_under_srun_train_as_one_process(alone, tmp_path):
     where = (f"output_root={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
     first, second = srun([*TRAINED, "batch.per_device=2", *where], tmp_path=tmp_path)
@@ -148,11 +153,11 @@ def test_two_tasks_under_srun_train_as_one_process(alone, tmp_path):
     ("options", "said"),
     [
         (["optim.lrr=1"], "did you mean 'lr'"),
-        (["--colour"], "there is no flag --colour"),
-        (["data=file", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
-        (["trainer.devices=3"], "the launcher started 1 processes on each machine"),
+        SOAK(["--colour"], "there is no flag --colour"),
+        SOAK(["data=file", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
+        SOAK(["trainer.devices=3"], "the launcher started 1 processes on each machine"),
         (["strategy=single"], "single is one process on one device, and the launcher started 2"),
-        (["-m", "seed=1,2"], "each process would sweep for itself"),
+        SOAK(["-m", "seed=1,2"], "each process would sweep for itself"),
     ],
 )
 def test_what_cannot_run_is_told_once_and_ends_all_in_its_code(tmp_path, options, said):
@@ -187,7 +192,7 @@ def test_machines_must_have_the_same_rows_and_see_the_folder(tmp_path):
     assert [p.name for p in disks[0].iterdir()] == ["rows.jsonl"]
 
 
-@pytest.mark.parametrize("kind", ["raised", "killed"])
+@pytest.mark.parametrize("kind", [SOAK("raised"), "killed"])
 def test_a_process_that_fails_ends_all_and_is_named(tmp_path, kind):
     where = (f"output_root={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
     script = ["-c", ACCIDENT, str(tmp_path / "marker"), kind, "3"]
@@ -205,6 +210,7 @@ def test_a_process_that_fails_ends_all_and_is_named(tmp_path, kind):
         assert first.err == ""
 
 
+@pytest.mark.soak
 def test_torchrun_starts_a_run_again_and_it_goes_on(alone, tmp_path):
     """A folder by the second, as without options: the second start finds the first one's."""
     path = tmp_path / "accident.py"
@@ -221,7 +227,7 @@ def test_torchrun_starts_a_run_again_and_it_goes_on(alone, tmp_path):
     assert read_json(folder / "run.json")["exit"] == 0
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [SOAK(0), 1])
 def test_our_own_processes_end_together_when_one_is_killed(tmp_path, rank):
     options = (*TRAINED, "trainer.max_steps=500", "trainer.devices=2", "strategy=ddp", "batch.per_device=2")
     where = (f"output_root={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")

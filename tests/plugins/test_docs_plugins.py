@@ -221,7 +221,9 @@ SURFACE = {
     "tuneforge.schema.types.Fraction": [],
     "tuneforge.schema.types.Probability": [],
     "tuneforge.data.rows.Row": ["Row(fields, origin, group, held_out)"],
-    "tuneforge.data.formats.Example": ["Example(messages, prompt, completion, text, origin, group, held_out)"],
+    "tuneforge.data.formats.Example": [
+        "Example(messages, prompt, completion, text, origin, group, held_out, labels, multi_label)"
+    ],
     "tuneforge.data.formats.Message": ["role", "content"],
     "tuneforge.data.formats.RowError": [],
     "tuneforge.data.batches.Batch": ["input_ids", "labels", "position_ids", "num_labels"],
@@ -234,6 +236,10 @@ SURFACE = {
         *("learning_rate_scale(name)", "state(model)", "load_state(model, state)"),
     ],
     "tuneforge.methods.lora.Lora": ["r", "lora_alpha", "lora_dropout", "target_modules", "peft_config(model)"],
+    "tuneforge.objectives.base.Objective": [
+        *("Objective(context)", "context", "model", "summed()"),
+        *("load_base(dtype, quantization_config)", "loss_sum(batch)", "count(batch)", "throughput(batch, seconds)"),
+    ],
     "tuneforge.objectives.causal_lm.CausalLM": [
         *("CausalLM(context)", "context", "model", "configure_optimizers()"),
         *("loss_of_logits(logits, labels, batch)", "loss_sum(batch)"),
@@ -275,8 +281,11 @@ def test_a_promised_name_is_there_with_its_members(name):
 def has(cls: type, member: str) -> bool:
     """A class's attribute, field or property, or what its `__init__` sets."""
     fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
-    annotated = {name for base in cls.__mro__ for name in getattr(base, "__annotations__", {})}
-    return member in fields | annotated or hasattr(cls, member) or f"self.{member}" in inspect.getsource(cls.__init__)
+    own = [base for base in cls.__mro__ if base.__module__.startswith("tuneforge.")]
+    annotated = {name for base in own for name in vars(base).get("__annotations__", {})}
+    written = [base for base in own if "__init__" in vars(base) and not dataclasses.is_dataclass(base)]
+    initialised = "".join(inspect.getsource(base.__init__) for base in written)
+    return member in fields | annotated or hasattr(cls, member) or f"self.{member}" in initialised
 
 
 def test_the_promised_types_are_enforced():

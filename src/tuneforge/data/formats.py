@@ -36,13 +36,13 @@ class Example:
     prompt: str = ""
     completion: str = ""
     text: str = ""
+    origin: str = ""
+    group: str = ""
+    held_out: bool | None = None
     labels: tuple[str, ...] | None = None
     """The classes that the text has; None where the row is not for classification."""
     multi_label: bool = False
     """The row gave a list of them."""
-    origin: str = ""
-    group: str = ""
-    held_out: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,9 @@ RULES: dict[str, Rule] = {
     "beta": To("task_recipe.beta"),
     "seed": To("seed", whole),
     "bnb_4bit_quant_type": Not("NF4 is what there is", ("nf4",)),
-    "bnb_4bit_quant_storage": Not("4-bit weights are stored as bytes here", ("uint8",)),
+    "bnb_4bit_quant_storage": Not(
+        "packed weights are kept in the compute type here; no number hangs on it", ("uint8", "bfloat16", "float32")
+    ),
     "lora_task_type": Not("follows from task_recipe.objective", ("CAUSAL_LM",)),
     "truncation_mode": Not("the end of a long row is cut here", ("keep_start",)),
     "loss_type": Not("the loss is the mean negative log-likelihood of the tokens here", ("nll", "chunked_nll")),
