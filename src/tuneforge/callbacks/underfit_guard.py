@@ -13,6 +13,7 @@ from tuneforge.errors import Problem
 from tuneforge.schema.types import NonNegative, PositiveInt, Probability
 from tuneforge.sharding import ClippingInStep
 from tuneforge.steps import StepFacts
+from tuneforge.strategies.fsdp import in_parts
 
 SAMPLED = 1024
 """Elements of each trained tensor that are compared with the start."""
@@ -69,6 +70,8 @@ class UnderfitGuard(Guard):
         # An engine that takes the step keeps gradients, and perhaps weights, to itself.
         self._sees = not isinstance(trainer.strategy, ClippingInStep)
         if self.on and self._sees:
+            # An evaluation leaves the outermost weights gathered, and a generation does not.
+            in_parts(pl_module)
             self._start = {name: _sample(p) for name, p in pl_module.named_parameters() if p.requires_grad}
 
     def watch(self, facts: StepFacts, optimizer: torch.optim.Optimizer) -> None:
@@ -112,6 +115,7 @@ class UnderfitGuard(Guard):
 
     def _share_moved(self, trainer: pl.Trainer, pl_module: Any) -> float:
         """Of the trained tensors, those that differ from the start anywhere looked at, by more than nothing."""
+        in_parts(pl_module)
         now = {name: p for name, p in pl_module.named_parameters() if name in self._start}
         moved = torch.stack([(_sample(now[name]) - old).abs().max() for name, old in self._start.items()])
         largest = torch.stack([old.abs().max() for old in self._start.values()]).max()
