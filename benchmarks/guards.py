@@ -1,6 +1,7 @@
 """What the guards cost a step of the default job: `python benchmarks/guards.py`. The limit is 3 %.
 
 One run whose guards are on in every second step: what else the machine does meets both alike. `--short` is a look.
+`forgetting_check` and `generation_watch` keep to a share of the time by themselves, and are off.
 """
 
 import statistics
@@ -57,7 +58,10 @@ def main() -> int:
     quiet_libraries()
     steps = 24 if "--short" in sys.argv else 160
     composed = compose(
-        [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "data.split.max_eval_rows=8"]
+        [
+            *(f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "data.split.max_eval_rows=8"),
+            *("callbacks.forgetting_check.action=none", "callbacks.generation_watch.action=none"),
+        ]
     )
     rows = source.read(composed.config.data, composed.tree["data"], composed.config.seed)
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ HINTS = (
 )
 """Read by other keys' interpolations, and by nothing else."""
 
-FOR_REPAIR = ("in_a_row", "rewinds", "rewind_steps", "keep_every", "keep_at_most_gb")
+FOR_REPAIR = ("in_a_row", "rewinds", "rewind_steps", "keep_every", "keep_at_most_gb", "repairs")
 """Options of guards that tell how they repair."""
 
 FOR_TARGETS = ("optim.lr", "scheduler.warmup_ratio", "strategy.process_group_backend")
@@ -84,6 +84,9 @@ def _idle_guards(config: Config, tree: Mapping[str, Any]) -> dict[str, str]:
     ends = tree["callbacks"].get("early_stopping", {})
     if "patience" in ends and not ends["patience"]:
         found |= {f"callbacks.early_stopping.{k}": "patience is null" for k in ("monitor", "mode", "min_delta")}
+    if config.samples.num < 3:
+        watch = tree["callbacks"].get("generation_watch", {})
+        found |= {f"callbacks.generation_watch.{k}": "samples.num is under 3" for k in watch}
     interval = config.trainer.val_check_interval
     if isinstance(interval, float) and interval and (ends.get("patience") or 0) >= 1 / interval:
         evaluations = f"the run has {math.ceil(1 / interval)} evaluations (trainer.val_check_interval={interval})"

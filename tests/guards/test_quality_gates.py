@@ -14,11 +14,12 @@ def test_a_healthy_short_run_of_the_defaults_fires_no_guard(command):
     assert "warning" not in ran.out
     assert {name: g["count"] for name, g in ran.record["guards"].items()} == {
         "nan_guard": 0, "spike_guard": 0, "overfit_guard": 0, "underfit_guard": 0, "data_guard": 0,
-        "waste_guard": 0,
+        "waste_guard": 0, "forgetting_check": 0, "generation_watch": 0,
     }  # fmt: skip
     passed = gates(ran)
-    assert len(passed) == 7
-    assert [name for name, (good, _) in passed.items() if not good] == []
+    assert len(passed) == 8
+    assert [name for name, (good, _) in passed.items() if not good] == ["forgetting within 5%"]
+    assert passed["forgetting within 5%"][0] is None  # so short a run is not checked
     assert ran.out.count("\npass ") == 7
     report = (ran.folder / "report.html").read_text()
     assert "Quality gates" in report

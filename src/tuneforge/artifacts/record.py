@@ -45,6 +45,8 @@ from tuneforge.world import is_main_process
 _SECRET_KEY = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b")
 
+WORDS = {True: "pass", False: "FAIL", None: "open"}
+"""Of a gate's line."""
 _TOKENS = ("train/tokens_per_s", "supervised tokens")
 
 
@@ -250,7 +252,7 @@ class Record:
             say(f"\nprompt   {_one_line(sample['prompt'])}\nbefore   {_one_line(untuned)}")
             say(f"after    {_one_line(sample['answer'])}\nwanted   {_one_line(sample['wanted'])}")
         for gate in self.gates:
-            say(f"{'pass' if gate.passed else 'FAIL'}     {gate}")
+            say(f"{WORDS[gate.passed]}     {gate}")
         lines = dict(_changes(self.before.metrics, self.after.metrics))
         lines["trained on"] = f"{learnt:,.0f} {what}, {speed:,.0f} a second"
         lines |= {"result": str(result), "report": str(folder.report), "next": self._next_command(result)}

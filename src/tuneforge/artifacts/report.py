@@ -48,6 +48,8 @@ def write_report(root: Path) -> Path:
         "measures": _measures(run),
         "events": sorted(_events(run["guards"]), key=lambda found: found[1]["step"]),
         "use": run["guards"].get("waste_guard", {}).get("use", {}),
+        "forgetting": run["guards"].get("forgetting_check", {}).get("tasks", {}),
+        "written": run["guards"].get("generation_watch", {}).get("samples", []),
         "classes": class_tables(run),
         "samples": _samples(**run["samples"]),
         "settings": settings,

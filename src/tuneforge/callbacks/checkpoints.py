@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.background import Background
 from tuneforge.artifacts.room import too_large_to_gather
+from tuneforge.callbacks.guard import guards
 from tuneforge.console import warn
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.schema.types import PositiveInt
@@ -109,7 +110,9 @@ class Checkpoints(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where the evaluation was part of training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.save(trainer, self.sign * measured(trainer, self.monitor, "callbacks.checkpoints"))
+            score = self.sign * measured(trainer, self.monitor, "callbacks.checkpoints")
+            disowned = any(guard.disowns for guard in guards(trainer).values())
+            self.save(trainer, math.inf if disowned else score)
 
     def save(self, trainer: pl.Trainer, score: float = math.inf) -> None:
         """Save the present step and prune. Without a score the weights were not evaluated, and are never the best."""

@@ -40,11 +40,15 @@ class Guard(pl.Callback):
         """What each logged step shows, without the guard's name."""
         self.refusal: Problem | None = None
         """Why this guard ended the run."""
+        self.disowns = False
+        """The weights as they are must not be kept as the best."""
+        self.idle = ""
+        """Why there is nothing to watch in this run."""
 
     @property
     def on(self) -> bool:
         """Whether it watches."""
-        return self.action != "none"
+        return self.action != "none" and not self.idle
 
     @property
     def path(self) -> str:

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.early_stopping import EarlyStopping
+from tuneforge.callbacks.forgetting_check import ForgettingCheck
 from tuneforge.callbacks.guard import guards
 from tuneforge.callbacks.waste_guard import WasteGuard
 from tuneforge.context import Context
@@ -20,14 +21,15 @@ class Gate:
     """One line of the list."""
 
     name: str
-    passed: bool
+    passed: bool | None
+    """None: not measured, and nothing hangs on it."""
     value: str
     """What was measured."""
     wanted: str
     """What would pass, where it did not; and how."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.value}" + ("" if self.passed else f"; wanted: {self.wanted}")
+        return f"{self.name}: {self.value}" + (f"; wanted: {self.wanted}" if self.wanted and not self.passed else "")
 
 
 class QualityGates(pl.Callback):
@@ -51,13 +53,14 @@ class QualityGates(pl.Callback):
             self._leak(context.train_rows, context.eval_rows),
             self._compared(before.metrics, len(context.eval_rows.documents)),
             self._quiet(trainer),
+            self._kept(trainer),
             self._read(len(after.samples)),
             *self._used(trainer),
         ]
 
     def refusal(self, gates: list[Gate]) -> Problem | None:
         """Why the result is refused, with `stop`."""
-        failed = [g for g in gates if not g.passed]
+        failed = [g for g in gates if g.passed is False]
         if self.action != "stop" or not failed:
             return None
         message = "; ".join(f"{g.name}: {g.value}" for g in failed)
@@ -102,6 +105,17 @@ class QualityGates(pl.Callback):
         found = {g.name: g.count for g in guards(trainer).values() if not isinstance(g, EarlyStopping)}
         loud = ", ".join(f"{name} {count}" for name, count in found.items() if count)
         return Gate("no guard found anything", not loud, loud or f"{len(found)} guards", "what their messages say")
+
+    def _kept(self, trainer: pl.Trainer) -> Gate:
+        check = next((c for c in trainer.callbacks if isinstance(c, ForgettingCheck)), None)  # type: ignore[attr-defined]
+        name = f"forgetting within {check.tolerance if check else 0.05:.0%}"
+        if check is None or not check.result:
+            why = check.idle if check and check.idle else "off"
+            return Gate(name, None, f"not measured: {why}", "")
+        task, fall = max(check.result.items(), key=lambda item: item[1].share)
+        passed = not check.fallen(check.result)
+        value = f"worst of {len(check.result)}: {task} {fall.base:.4f} -> {fall.now:.4f} ({-fall.share:+.1%})"
+        return Gate(name, passed, value, "what the finding says")
 
     def _read(self, samples: int) -> Gate:
         return Gate("samples to read", samples > 0, str(samples), "samples.num=3, and a person who reads them")

@@ -1,5 +1,6 @@
 """Answers of the model to a few eval prompts, before and after training, for reading."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.data.labelled import LabelledRows
-from tuneforge.generation import generate
+from tuneforge.generation import Continuation, continuation
 from tuneforge.sharding import Sharding
 
 
@@ -22,33 +23,58 @@ class Sample:
     answer: str
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The same in tokens."""
+
+    sample: Sample
+    written: Continuation
+    wanted: list[int]
+
+
 class SampleAnswers(pl.Callback):
     """Greedy answers, or predicted labels, at the end of an evaluation that stands outside of training."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
+        self.answers: list[Answer] = []
+        """Where the model writes; on the process that did."""
+        self.seconds = 0.0
+        """That they took."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Generate on the first process; where each has a part of the weights, on all of them together."""
+        """Generate, or predict."""
         context = pl_module.context
-        together = trainer.is_global_zero or isinstance(trainer.strategy, Sharding)
-        if trainer.state.fn != "validate" or not together:
+        if trainer.state.fn != "validate" or not writes(trainer):
             return
         if isinstance(context.eval_rows, LabelledRows):
             self.samples = _classified(pl_module, context.eval_rows, context.config.samples.num)
             return
-        prompts = sample_prompts(context.eval_rows.documents, context.config.samples.num)
-        self.samples = [self._answer(pl_module, *prompt) for prompt in prompts]
-
-    def _answer(self, module: Any, prompt: Any, wanted: Any) -> Sample:
-        tokenizer, settings = module.context.tokenizer, module.context.config.samples
-        (answer,) = generate(module, [prompt], settings.max_new_tokens, stop=[int(wanted[-1])])
-        texts = [tokenizer.decode(t, skip_special_tokens=True).strip() for t in (prompt, wanted)]
-        return Sample(texts[0], texts[1], answer)
+        started = time.perf_counter()
+        self.answers = answers(pl_module)
+        self.seconds = time.perf_counter() - started
+        self.samples = [answer.sample for answer in self.answers]
 
     def take(self) -> list[dict[str, str]]:
         """The samples of the last evaluation, as plain objects."""
         return [asdict(s) for s in self.samples]
+
+
+def writes(trainer: pl.Trainer) -> bool:
+    """Whether this process generates: the first one; where each has a part of the weights, all of them together."""
+    return trainer.is_global_zero or isinstance(trainer.strategy, Sharding)
+
+
+def answers(module: Any) -> list[Answer]:
+    """What the model writes after the prompts of `samples.*`: the same ones throughout a run."""
+    context = module.context
+    tokenizer, settings = context.tokenizer, context.config.samples
+    found = []
+    for prompt, wanted in sample_prompts(context.eval_rows.documents, settings.num):
+        written = continuation(module, prompt, settings.max_new_tokens, stop=[int(wanted[-1])])
+        texts = [tokenizer.decode(t, skip_special_tokens=True).strip() for t in (prompt, wanted, written.tokens)]
+        found.append(Answer(Sample(*texts), written, [int(t) for t in wanted]))
+    return found
 
 
 def _classified(module: Any, rows: LabelledRows, count: int) -> list[Sample]:

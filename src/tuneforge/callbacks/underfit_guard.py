@@ -69,6 +69,7 @@ class UnderfitGuard(Guard):
         # An engine that takes the step keeps gradients, and perhaps weights, to itself.
         self._sees = not isinstance(trainer.strategy, ClippingInStep)
         if self.on and self._sees:
+            # An evaluation leaves the outermost weights gathered, and a generation does not.
             in_parts(pl_module)
             self._start = {name: _sample(p) for name, p in pl_module.named_parameters() if p.requires_grad}
 

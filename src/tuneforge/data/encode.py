@@ -58,7 +58,7 @@ def encode(
     """
     rendered = [r for e in examples for r in render(e, tokenizer, train_on)]
     encoded = Encoded([])
-    for document in _tokenise(rendered, tokenizer):
+    for document in tokenise(rendered, tokenizer):
         encoded.documents += list(_fit(document, max_length, overlong, encoded))
     if not encoded.documents:
         where = ", ".join(dict.fromkeys(r.origin for r in rendered[:5]))
@@ -71,7 +71,8 @@ def encode(
     return encoded
 
 
-def _tokenise(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
+def tokenise(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
+    """Documents of whatever length, with labels on the spans that the loss, or a score, is taken on."""
     if not rendered:
         return
     # verbose: a document longer than the model's positions is not worth a warning, it is about to be cut.

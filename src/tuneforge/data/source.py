@@ -5,7 +5,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tuneforge.console import warn
 from tuneforge.data.file import file
@@ -17,6 +17,8 @@ from tuneforge.data.split import split
 from tuneforge.errors import TuneforgeError
 from tuneforge.schema.data import Data, Replay
 from tuneforge.targets import make
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,14 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
     labels = labels_of(train, held, data.labels)
     if data.shuffle_answers:
         train = shuffle_answers(train, seed)
-    train = _sample(train, data.max_rows, seed)
+    train = sample(train, data.max_rows, seed)
     general = _replayed(data.replay, len(train), seed)
     if general:
         digests["data.replay.path"] = _digest(general)
     return Source(
         format=form,
         train=[*train, *general],
-        eval=_sample(held, min(filter(None, (data.max_rows, data.split.max_eval_rows)), default=0), seed),
+        eval=sample(held, min(filter(None, (data.max_rows, data.split.max_eval_rows)), default=0), seed),
         digests=digests,
         num_rows=len(rows),
         num_replayed=len(general),
@@ -82,7 +84,7 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
 def slice_of(rows: Source, share: float, at_least: int, seed: int) -> Source:
     """A share of the train examples, for trials that need few."""
     count = max(at_least, round(len(rows.train) * share))
-    return dataclasses.replace(rows, train=_sample(rows.train, count, seed), eval=_sample(rows.eval, 8, seed))
+    return dataclasses.replace(rows, train=sample(rows.train, count, seed), eval=sample(rows.eval, 8, seed))
 
 
 def _replayed(replay: Replay, count: int, seed: int) -> list[Example]:
@@ -103,7 +105,7 @@ def general_examples(path: str, count: int, seed: int) -> list[Example]:
         TuneforgeError: a file that cannot be read.
     """
     rows = [r for r in pydoc_text() if not r.held_out] if path == "bundled" else file(path=path)
-    return _sample(convert(rows, recognise(rows), "skip")[0], count, seed)
+    return sample(convert(rows, recognise(rows), "skip")[0], count, seed)
 
 
 def _check_sides(train: Sequence[Example], held: Sequence[Example]) -> None:
@@ -117,8 +119,8 @@ def _check_sides(train: Sequence[Example], held: Sequence[Example]) -> None:
             )
 
 
-def _sample(examples: list[Example], limit: int, seed: int) -> list[Example]:
-    """At most `limit` examples (0: all), the same ones for the same seed, in their own order."""
+def sample(examples: list[T], limit: int, seed: int) -> list[T]:
+    """At most `limit` of them (0: all), the same ones for the same seed, in their own order."""
     if not limit or len(examples) <= limit:
         return examples
     chosen = sorted(random.Random(seed).sample(range(len(examples)), limit))  # noqa: S311  not a secret

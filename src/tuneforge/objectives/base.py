@@ -36,6 +36,8 @@ class Objective(pl.LightningModule):
 
     streams: ClassVar[bool] = False
     """`load_base` gives the model that the files hold, and nothing beside it."""
+    predicts_tokens: ClassVar[bool] = False
+    """It writes text, and has `log_likelihoods`."""
 
     # Only trainable weights are in a checkpoint; `on_load_checkpoint` asserts that all of those came back.
     strict_loading = False
@@ -65,6 +67,10 @@ class Objective(pl.LightningModule):
 
     def count(self, batch: Any) -> Tensor:
         """How many of what is learnt from a micro-batch holds; shape []."""
+        raise NotImplementedError
+
+    def log_likelihoods(self, batch: Any) -> Tensor:
+        """Of each supervised token, by row and place, in fp32; shape [tokens]. All processes call it alike often."""
         raise NotImplementedError
 
     def throughput(self, batch: Any, seconds: float) -> dict[str, float]:
@@ -185,6 +191,13 @@ class Objective(pl.LightningModule):
             assert self.model is not None
             loss = loss + self._consolidation.penalty(self.model)
         return loss
+
+    def hold_nearer(self, factor: float) -> list[str]:
+        """Multiply the strength of each term of the loss that holds the model near its base; the overrides that do."""
+        if self._consolidation is None:
+            return []
+        self._consolidation.strength *= factor
+        return [f"regularise.ewc={self._consolidation.strength:g}"]
 
     def on_train_start(self) -> None:
         """With `regularise.ewc`: which weights the general rows need."""

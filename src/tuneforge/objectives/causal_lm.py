@@ -24,10 +24,12 @@ class CausalLM(Objective):
     """A causal language model under a method; the loss is a mean over the supervised tokens of an optimizer step."""
 
     streams = True
+    predicts_tokens = True
 
     def __init__(self, context: Context, /) -> None:
         super().__init__(context)
         self._balance: RouterBalance | None = None
+        self._kl = context.config.regularise.kl
 
     def load_base(self, dtype: torch.dtype, quantization_config: Any) -> PreTrainedModel:
         """With its output head over the vocabulary."""
@@ -53,15 +55,25 @@ class CausalLM(Objective):
 
     def _loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The summed loss, the logits it comes from ([kept, vocabulary]) and where they are ([rows, tokens])."""
+        logits, keep, empty = self._kept_logits(batch)
+        if empty:
+            return logits.sum() * 0.0, logits, keep
+        return self.loss_of_logits(logits, batch["labels"][keep], batch), logits, keep
+
+    def _kept_logits(self, batch: Batch) -> tuple[Tensor, Tensor, bool]:
+        """Logits in fp32 where there are labels, where that is, and whether there are none: then one place is taken."""
         keep = batch["labels"] != IGNORE
-        if not bool(keep.any()):
+        empty = not bool(keep.any())
+        if empty:
             # A batch of padding alone (another device had a row more): nothing to learn, and no NaN from a mean over 0.
             keep = torch.zeros_like(keep)
             keep[0, 0] = True
-            logits = self._logits(batch, keep)
-            return logits.sum() * 0.0, logits, keep
-        logits = self._logits(batch, keep).float()
-        return self.loss_of_logits(logits, batch["labels"][keep], batch), logits, keep
+        return self._logits(batch, keep).float(), keep, empty
+
+    def log_likelihoods(self, batch: Batch) -> Tensor:
+        """Of each supervised token, by row and place, in fp32; shape [tokens]."""
+        logits, keep, empty = self._kept_logits(batch)
+        return logits[:0, 0] if empty else -cross_entropy(logits, batch["labels"][keep], reduction="none")
 
     def loss_of_logits(self, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
         """Summed loss of the supervised tokens: logits [tokens, vocabulary] in fp32, labels [tokens]; shape [].
@@ -88,12 +100,17 @@ class CausalLM(Objective):
         with self.saving_activations(), self._balance.watching() if self._balance is not None else nullcontext():
             loss, logits, keep = self._loss_and_logits(batch)
         total = self.scaled_share(loss, batch)
-        if self.context.config.regularise.kl:
+        if self._kl:
             near = divergence(self._base_logits(batch, keep), logits) / batch["num_labels"]
-            total = total + self.context.config.regularise.kl * near * self.passes
+            total = total + self._kl * near * self.passes
         if self._balance is not None:
             total = total + self._balance.loss(batch)
         return self.penalised(total)
+
+    def hold_nearer(self, factor: float) -> list[str]:
+        """The divergence from the base as well."""
+        self._kl *= factor
+        return super().hold_nearer(factor) + ([f"regularise.kl={self._kl:g}"] if self._kl else [])
 
     @torch.no_grad()
     def _base_logits(self, batch: Batch, keep: Tensor) -> Tensor:

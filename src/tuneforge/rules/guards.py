@@ -74,6 +74,46 @@ def what_ends_a_run_has_a_best_to_restore(config: Config, tree: Mapping[str, Any
     return None
 
 
+@rule
+def what_is_forgotten_has_tasks(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """A check of forgetting that is to act needs tasks that the base can do; `model=tiny` alone brings some."""
+    node = tree["callbacks"].get("forgetting_check", {})
+    asked = node.get("action") in ("stop", "repair")
+    if not asked or node.get("tasks") or config.model.path == "bundled:tiny":
+        return None
+    return Problem(
+        "no-forgetting-tasks",
+        f"is {node['action']}, and there are no tasks to see forgetting by: model.path={config.model.path} brings none",
+        "callbacks.forgetting_check.action",
+        fix="give some: 'callbacks.forgetting_check.tasks={facts: rows.jsonl}', of rows with question, choices and "
+        "answer, or of any text that the base writes well",
+    )
+
+
+@rule
+def what_is_written_is_there_to_watch(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """A watch on what the model writes that is to end the run needs prompts, three at least."""
+    if tree["callbacks"].get("generation_watch", {}).get("action") != "stop" or config.samples.num >= 3:
+        return None
+    return Problem(
+        "nothing-to-generate",
+        f"is stop, and samples.num={config.samples.num} leaves too few prompts to tell a habit from an odd answer",
+        "callbacks.generation_watch.action",
+        fix="set samples.num=3 or more",
+    )
+
+
+@rule
+def guards_of_text_watch_text(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Forgetting and repetition are seen in next tokens, which a classification head does not predict."""
+    for name in ("forgetting_check", "generation_watch"):
+        action = tree["callbacks"].get(name, {}).get("action")
+        if classifies(config) and action in ("stop", "repair"):
+            message = f"is {action}, and a classification head predicts no next tokens to see it by"
+            return Problem("no-next-tokens", message, f"callbacks.{name}.action", fix="set it to warn or none")
+    return None
+
+
 def _watching(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Name, monitor and mode of each callback that watches a measure and is on."""
     for name, node in tree["callbacks"].items():

@@ -31,6 +31,18 @@ class Replay:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredRows(Pluggable):
+    """Rows that a model is scored on; those of another source than a file by its `_target_`."""
+
+    path: str | None = None
+    """File, folder or glob."""
+    metric: Literal["acc", "acc_norm"] = "acc_norm"
+    """Of rows with choices: the likeliest choice, as a whole (acc) or by character (acc_norm), as lm-eval has them."""
+    rows: Count = 128
+    """At most this many rows, picked by seed (0: all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data(Pluggable):
     """A source of rows and their way into batches."""
 
