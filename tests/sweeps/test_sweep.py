@@ -151,7 +151,7 @@ def test_an_interrupted_sweep_goes_on_with_the_same_command_where_it_was(sweep, 
     again = sweep(*command)
     assert again.code == 0, again.said
     assert again.states() == ["COMPLETE", "COMPLETE"]
-    assert "resuming sweep/0 from step-00000002" in again.said
+    assert "sweep/0 from step-00000002" in again.said
     assert sorted(again.trials[0].intermediate_values) == [1, 2, 3]
 
 
