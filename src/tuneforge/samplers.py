@@ -1,5 +1,6 @@
 """Samplers and pruners of Optuna from their config nodes."""
 
+import importlib.util
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,8 @@ AUTO, GRID = "auto", "grid"
 TPE = {"_target_": "optuna.samplers.TPESampler", "multivariate": True, "group": True, "n_startup_trials": 8}
 """What `auto` is where values cannot be listed: conf/hydra/sweeper/sampler/tpe.yaml."""
 NONE = "optuna.pruners.NopPruner"
+_NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "scipy", "QMCSampler": "scipy"}
+"""Packages that Optuna imports when such a sampler first draws, which would be in the midst of a sweep."""
 _TRUSTED = ("optuna.samplers.*", "optuna.pruners.*")
 
 
@@ -52,25 +55,19 @@ def make_pruner(node: Mapping[str, Any]) -> BasePruner:
 
 def _make(node: Mapping[str, Any], kind: str) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path, target = f"hydra.sweeper.{kind}", node["_target_"]
+    path, target = f"hydra.sweeper.{kind}", str(node["_target_"])
+    package = _NEEDS.get(target.rpartition(".")[2])
+    if package and importlib.util.find_spec(package) is None:
+        raise TuneforgeError(
+            "sampler-needs", f"{target} needs the package {package}", path=path, fix="pip install 'tuneforge[sweep]'"
+        )
     try:
         with warnings.catch_warnings():
             # Multivariate TPE has been experimental since Optuna 2.2, and is what its authors recommend.
             warnings.simplefilter("ignore", ExperimentalWarning)
             return instantiate(dict(node), _execution_whitelist_=_TRUSTED)
-    except ImportError as error:
-        raise _needs(target, path, error) from error
     except (HydraException, TypeError, ValueError) as error:
         cause = error.__cause__
-        if isinstance(cause, ImportError) and f"optuna.{kind}s" not in str(cause):
-            raise _needs(target, path, cause) from error
         why = str(cause or error).strip().splitlines()[0]
         fix = f"choose one of the group: hydra/sweeper/{kind}=..., and options of its own"
         raise TuneforgeError("bad-search", f"{target}: {why}", path=path, fix=fix) from error
-
-
-def _needs(target: str, path: str, error: ImportError) -> TuneforgeError:
-    why = str(error).strip().splitlines()[0]
-    return TuneforgeError(
-        "sampler-needs", f"{target} needs a package: {why}", path=path, fix="pip install 'tuneforge[sweep]'"
-    )

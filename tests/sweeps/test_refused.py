@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+import tuneforge.samplers
+
 REFUSED = {
     "key": (["optim.lrr=1e-4,1e-3"], "optim.lrr (optim.lrr=1e-4,1e-3): there is no such key", "did you mean 'lr'"),
     "key-of-an-interval": (["optim.lrr=interval(1e-4, 1e-3)"], "optim.lrr (optim.lrr=interval(1e-4, 1e-3))", "'lr'"),
@@ -58,6 +60,7 @@ REFUSED = {
     "nothing": (["optim.lr=1e-4"], "nothing to vary", "+sweep=lora_quick"),
     "space": (["+hydra.sweeper.params={optim.lr: 'interval(1)'}"], "optim.lr", "interval(low, high)"),
     "reversed": (["optim.lr=interval(1e-3, 1e-5)"], "Optuna cannot search", "low below high"),
+    "sampler-package": (["optim.lr=interval(1e-5, 1e-3)", "hydra/sweeper/sampler=gp"], "needs the package", "[sweep]"),
     "untrusted": (
         ["optim.lr=interval(1e-4, 1e-3)", "hydra.sweeper.custom_search_space=os.system"],
         "hydra.sweeper.custom_search_space",
@@ -75,6 +78,7 @@ REFUSED = {
 def test_a_sweep_that_cannot_be_is_refused_before_its_first_trial(name, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tuneforge.train.launch", lambda composed: pytest.fail("a trial ran"))
+    monkeypatch.setitem(tuneforge.samplers._NEEDS, "GPSampler", "nothing_of_this_name")
     arguments, *wanted = REFUSED[name]
     said = refused("-m", *arguments)
     assert [w for w in wanted if w not in said] == [], said
@@ -82,7 +86,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_its_first_trial(name, refused,
 
 
 def test_there_are_that_many_ways():
-    assert len(REFUSED) == 24
+    assert len(REFUSED) == 25
 
 
 def test_another_sweep_in_the_folder_is_refused(refused, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ class Kept:
     """Overrides of the trials alone."""
     config_dirs: list[str]
     status: str = "running"
-    """running, done or interrupted; a killed sweep stays running."""
+    """running, done, interrupted or failed; a killed sweep stays running."""
     pid: int = 0
 
     def write(self, root: Path, status: str) -> None:

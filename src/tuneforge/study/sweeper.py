@@ -4,6 +4,7 @@ Upstream's (hydra-optuna-sweeper) knows two ends of a trial and counts anew at e
 of the command line; asking and telling are here: pruned trials, reasons of failed ones, and what a killed sweep left.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -147,7 +148,10 @@ class StudySweeper(Sweeper):
             else f"sweep {self.root}: {total} trials"
         )
         started = time.monotonic()
-        while (to_go := total - self._finished()) > 0:
+        # Of a database that other machines use: what they run now is not asked for again.
+        while (to_go := total - self._finished() - self._count(TrialState.RUNNING) + len(left)) > 0:
+            if grid and not left and not self._count(TrialState.WAITING):
+                break
             if settings.timeout is not None and time.monotonic() - started > settings.timeout:
                 say(f"hydra.sweeper.timeout={settings.timeout:g} is over: {to_go} trials are left out")
                 break
@@ -155,7 +159,8 @@ class StudySweeper(Sweeper):
                 message = f"{self._count(TrialState.FAIL)} of {total} trials failed, and the sweep is given up"
                 warn(Problem("too-many-failed", message, "hydra.sweeper.max_failure_rate"))
                 break
-            batch = [self._ask(left.pop(0) if left else None) for _ in range(min(settings.n_jobs, to_go))]
+            waiting = len(left) + self._count(TrialState.WAITING) if grid else to_go
+            batch = [self._ask(left.pop(0) if left else None) for _ in range(min(settings.n_jobs, to_go, waiting))]
             code = self._launch(batch, total)
             if code:
                 return code
@@ -258,9 +263,7 @@ def _settings(config: DictConfig) -> Sweep:
     del tree["_target_"]
     checked = check(tree, schema=NodeType("tuneforge.schema.sweep.Sweep"))
     if checked.problems:
-        raise TuneforgeError.of(
-            Problem(p.code, p.message, f"hydra.sweeper.{p.path}", p.origin, p.fix) for p in checked.problems
-        )
+        raise TuneforgeError.of(dataclasses.replace(p, path=f"hydra.sweeper.{p.path}") for p in checked.problems)
     return structure(Sweep, checked.tree)
 
 
