@@ -33,6 +33,8 @@ def test_every_process_has_the_values_of_its_trial_and_all_are_pruned_at_one_ste
     package = tmp_path / "plugins" / "teller" / "teller"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(PLUGIN)
+    (package / "conf" / "callbacks").mkdir(parents=True)
+    (package / "conf" / "callbacks" / "teller.yaml").write_text("tell:\n  _target_: teller.Tell\n")
     (package.parent / "pyproject.toml").write_text(
         '[project]\nname = "teller"\nversion = "1"\n[project.entry-points."tuneforge.plugins"]\nteller = "teller"\n'
     )
@@ -43,10 +45,11 @@ def test_every_process_has_the_values_of_its_trial_and_all_are_pruned_at_one_ste
         *("hydra.sweeper.pruner={_target_: optuna.pruners.ThresholdPruner, upper: 0.0, n_warmup_steps: 2}",),
     ])  # fmt: skip
     said = capfd.readouterr()
+    assert code == 3, said
     kept = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     study = optuna.load_study(study_name=kept["study"], storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
     (trial,) = study.trials
-    assert (code, trial.state.name) == (3, "PRUNED"), said
+    assert trial.state.name == "PRUNED", said
     told = [json.loads((tmp_path / "sweep" / "0" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert told[0] == told[1]
     assert told[0]["lr"] == trial.params["optim.lr"]
