@@ -20,6 +20,7 @@ from tuneforge.callbacks.last_evaluation import LastEvaluation
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
 from tuneforge.callbacks.start_checks import StartChecks, check_labels
+from tuneforge.callbacks.trial_reports import TrialReports
 from tuneforge.compose import Composed
 from tuneforge.console import say, warn
 from tuneforge.context import Context
@@ -102,6 +103,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         eval_rows,
         tuple(rows.eval),
         general,
+        composed.trial,
     )
 
 
@@ -282,6 +284,8 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
     config, settled = context.config, context.settled
     callbacks: list[Callback] = [StartChecks(), SampleAnswers(), StopSignals(), LastEvaluation()]
     callbacks += [make(node) for node in context.tree["callbacks"].values()]
+    if context.trial is not None and context.trial.objective:
+        callbacks.append(TrialReports(context.trial, settled.eval_every))
     loggers = [MetricsFile(context.folder.metrics, keep_to_step)]
     if is_main_process():
         loggers += [make(node, context.folder.root) for node in context.tree["logger"].values()]

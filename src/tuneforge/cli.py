@@ -40,7 +40,7 @@ class Verb:
 
 VERBS = {
     "train": Verb(
-        "fine-tune (the default); --from RUN repeats a run, with overrides from there",
+        "fine-tune (the default); --from RUN repeats a run, with overrides from there; --multirun searches",
         "train",
         ("--from", "--multirun", "--cfg", "--package", "--resolve"),
         "RUN",
@@ -54,6 +54,7 @@ VERBS = {
     "lr_find": Verb(
         "a learning-rate range test on a slice of the data: a plot, and a value to paste", "lr_find", ("--from",), "RUN"
     ),
+    "report": Verb("what a sweep found, or a run: its page written again", "report", word="FOLDER"),
     "plugins": Verb(
         "which plugins there are and what they add; new NAME --kind KIND writes one, check DIR tries one",
         "plugins",
@@ -208,9 +209,7 @@ def _check_flags(verb: str, flags: argparse.Namespace) -> None:
 
 
 def _multirun(request: Request) -> int:
-    """A Hydra sweep; what is swept and what is fixed are checked before the first job starts."""
-    from tuneforge.compose import check_sweep
-
+    """A sweep; what is swept and what is fixed are checked before the first trial starts."""
     if request.base is not None:
         raise TuneforgeError("sweep-of-a-run", "--multirun does not start from a run", fix="sweep over an experiment")
     if find_world().size > 1:
@@ -219,33 +218,25 @@ def _multirun(request: Request) -> int:
             "under torchrun or srun each process would sweep for itself",
             fix="start one process: each trial starts its own (trainer.devices=N)",
         )
-    config_dirs = request.flags.config_dir
-    folders = [part for folder in config_dirs for part in ("--config-dir", str(folder.resolve()))]
-    return _hydra(["--multirun", *folders, *check_sweep(request.overrides, config_dirs)])
+    from tuneforge.study.command import sweep
+
+    return sweep(request.overrides, request.flags.config_dir)
 
 
 def _hydra(argv: list[str]) -> int:
-    """Hand over to Hydra's own command line, with our training as the task."""
+    """Hand over to Hydra's own command line, to look at its configs."""
     import hydra
     from omegaconf import DictConfig
 
     from tuneforge.front import CONFIG_MODULE, CONFIG_NAME
 
-    codes: list[int] = []
-
-    def task(job: DictConfig) -> float | None:
-        from tuneforge.train import train_job
-
-        code, score = train_job(job)
-        codes.append(code)
-        return score
+    def task(job: DictConfig) -> None:
+        raise AssertionError("what runs a job does not come here")
 
     sys.argv = ["tuneforge", *[a for a in argv if a not in VERBS]]
-    main: Callable[[], None] = hydra.main(f"pkg://{CONFIG_MODULE}", CONFIG_NAME, execution_whitelist=["tuneforge.*"])(
-        task
-    )
+    main: Callable[[], None] = hydra.main(f"pkg://{CONFIG_MODULE}", CONFIG_NAME)(task)
     main()
-    return max(codes, default=EXIT_OK)
+    return EXIT_OK
 
 
 def _say(text: str) -> int:

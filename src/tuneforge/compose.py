@@ -26,7 +26,7 @@ from tuneforge import inert, rules
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
 from tuneforge.interpolation import lookup
-from tuneforge.overrides import first_of_sweep, is_hydra, normalise, option_of_broken_plugin
+from tuneforge.overrides import is_hydra, normalise, option_of_broken_plugin
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import taken_twice
 from tuneforge.plugins.inspection import missing_requirements
@@ -35,6 +35,7 @@ from tuneforge.provenance import Origin, add_defaults, origin_of, trace
 from tuneforge.schema import Config
 from tuneforge.schema.check import ROOT, check
 from tuneforge.schema.signature import NodeType, members, read_signature
+from tuneforge.trial import Trial
 
 T = TypeVar("T")
 
@@ -70,6 +71,8 @@ class Composed:
     """The run folder it was started from."""
     plugins: tuple[Plugin, ...] = ()
     """The plugins it draws on."""
+    trial: Trial | None = None
+    """The trial of a sweep that it is."""
 
 
 def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> Composed:
@@ -84,7 +87,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
         try:
             tree = loader.load_configuration(CONFIG_NAME, lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise TuneforgeError.of([*problems, _broken_owner(error) or _from_hydra(error)]) from error
+            raise TuneforgeError.of([*problems, _broken_owner(error) or from_hydra(error)]) from error
         origins, pickers = trace(loader, CONFIG_NAME, lines, [o for o in parsed if not is_hydra(o)])
     with open_dict(tree):
         _show_defaults(tree, ROOT.target)
@@ -195,7 +198,7 @@ def structure(cls: type[T], tree: Mapping[str, Any]) -> T:
     return cls(**given)
 
 
-def _from_hydra(error: Exception) -> Problem:
+def from_hydra(error: Exception) -> Problem:
     """Hydra's own message without its stack: a broken option file, a deletion that matches nothing."""
     cause = error.__cause__ if not str(error).strip() and error.__cause__ else error
     lines = [line.strip() for line in str(cause).strip().splitlines() if line.strip()]
@@ -234,15 +237,3 @@ def _unresolved(node: DictConfig, where: str, error: OmegaConfBaseException, ori
     known = [str(k) for k in around] if OmegaConf.is_dict(around) else []
     fix = did_you_mean(last, known) if known else f"set {missing[1]}, or {where} itself"
     return Problem("unresolved", f"cannot be worked out: it reads {missing[1]}, which is not there", where, origin, fix)
-
-
-def check_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Refuse what no job of a sweep could compose, and return the overrides as Hydra's own front takes them.
-
-    Raises:
-        TuneforgeError: with every problem of the fixed overrides and of the first value of each swept one.
-    """
-    compose(first_of_sweep(overrides), config_dirs)
-    in_defaults = groups_in_defaults()
-    with front(config_dirs) as loader:
-        return normalise(loader, overrides, in_defaults, sweeping=True)[0]

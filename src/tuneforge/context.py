@@ -16,6 +16,7 @@ from tuneforge.machine import Machine
 from tuneforge.method import Method
 from tuneforge.schema import Config
 from tuneforge.settle import Settled
+from tuneforge.trial import Trial
 
 OBSERVED_ROWS = 4
 """Rows in a batch that is looked at without training (`svd_batch_size` of PEFT's EVA example)."""
@@ -41,6 +42,8 @@ class Context:
     """The held-out examples before they became tokens, for metrics of an objective's own."""
     general: tuple[Document, ...] = ()
     """General documents for `regularise.ewc`."""
+    trial: Trial | None = None
+    """The trial of a sweep that this run is."""
 
     @property
     def num_general(self) -> int:

@@ -12,6 +12,7 @@ from tuneforge import adapters
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
+from tuneforge.callbacks.trial_reports import TrialReports
 from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.objectives.classification import Classification
@@ -64,6 +65,11 @@ def signal_received(trainer: pl.Trainer) -> int | None:
     """The signal that ended training early, if one did."""
     received: int | None = _callback(trainer, StopSignals).received
     return received
+
+
+def pruned(trainer: pl.Trainer) -> bool:
+    """Whether the pruner of a sweep ended training."""
+    return any(isinstance(c, TrialReports) and c.pruned_at is not None for c in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def export(context: Context, trainer: pl.Trainer, module: Any) -> None:

@@ -1,35 +1,75 @@
 """Our door to Hydra: its loader over our option files, the plugins' and the user's, and what can be chosen there."""
 
+import builtins
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 
 from hydra import initialize_config_module
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 
 from tuneforge.errors import TuneforgeError
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import discover
-from tuneforge.provenance import PLUGIN
+from tuneforge.provenance import PLUGIN, SWEEPS, SWEEPS_MODULE
 
 CONFIG_MODULE = "tuneforge.conf"
 CONFIG_NAME = "config"
+CONFIG_DIR = "config-dir"
+"""What Hydra calls the provider of the folders of --config-dir."""
+SWEEP = "sweep"
+"""The group of the sweeps: no run has one unless it is asked for."""
+
+
+class _Sweeps(ImportlibResourcesConfigSource):
+    """sweeps/ as the group `sweep`: beside conf/ for its readers, and in it for Hydra."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Of its place in the search path."""
+        return SWEEPS
+
+    def is_group(self, config_path: str) -> bool:
+        """It has one group."""
+        return config_path in ("", SWEEP)
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether the group has this option."""
+        group, _, option = config_path.partition("/")
+        return group == SWEEP and bool(option) and super().is_config(option)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """An option of the group."""
+        return super().load_config(config_path.partition("/")[2])
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> builtins.list[str]:
+        """The group, or its options."""
+        if config_path == SWEEP:
+            names = [f.name for f in resources.files(SWEEPS_MODULE).iterdir()]
+            options = sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml"))
+            return [] if results_filter == ObjectType.GROUP else options
+        return [SWEEP] if config_path == "" and results_filter != ObjectType.CONFIG else []
 
 
 class _MoreSources(SearchPathPlugin):
-    """Appends the plugins' configs and the folders of --config-dir; never prepends: nothing of ours is shadowed."""
+    """Appends sweeps/, the plugins' configs and the folders of --config-dir; never prepends: nothing is shadowed."""
 
     sources: tuple[tuple[str, Path], ...] = ()
     """Provider and folder."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(SWEEPS, f"{SWEEPS}://{SWEEPS_MODULE}")
         for provider, folder in self.sources:
             search_path.append(provider, f"file://{folder}")
 
@@ -47,11 +87,12 @@ def front(config_dirs: Sequence[Path] = ()) -> Iterator[ConfigLoader]:
     registry.use(discover())
     _MoreSources.sources = (
         *((f"{PLUGIN}{p.name}", p.conf) for p in registry.healthy() if p.conf is not None),
-        *(("config-dir", d.resolve()) for d in config_dirs),
+        *((CONFIG_DIR, d.resolve()) for d in config_dirs),
     )
     plugins = Plugins.instance()
-    if _MoreSources not in plugins.discover(SearchPathPlugin):
-        plugins.register(_MoreSources)
+    for ours, kind in ((_Sweeps, ConfigSource), (_MoreSources, SearchPathPlugin)):
+        if ours not in plugins.discover(kind):
+            plugins.register(ours)
     # A job of a sweep composes inside of Hydra's own main, whose state must be there again afterwards.
     outer = Singleton.get_state() if GlobalHydra.instance().is_initialized() else None
     GlobalHydra.instance().clear()

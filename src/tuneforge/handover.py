@@ -1,5 +1,6 @@
 """A composed config and its place as JSON: what one process composes, and others run."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from tuneforge.plugins.discovery import discover
 from tuneforge.provenance import Origin
 from tuneforge.resume import Place
 from tuneforge.schema import Config
+from tuneforge.trial import Trial
 
 
 def pack(composed: Composed) -> dict[str, Any]:
@@ -25,6 +27,7 @@ def pack(composed: Composed) -> dict[str, Any]:
         "config_dirs": [str(d) for d in composed.config_dirs],
         "run_dir": str(composed.run_dir),
         "base": str(composed.base) if composed.base else None,
+        "trial": dataclasses.asdict(composed.trial) if composed.trial else None,
     }
 
 
@@ -42,6 +45,7 @@ def unpack(packed: dict[str, Any]) -> Composed:
         config_dirs=tuple(map(Path, packed["config_dirs"])),
         plugins=used_plugins(packed["choices"], packed["tree"]),
         base=Path(packed["base"]) if packed["base"] else None,
+        trial=Trial(**packed["trial"]) if packed["trial"] else None,
     )
 
 

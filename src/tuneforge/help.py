@@ -26,6 +26,7 @@ examples:
   python -m tuneforge plan --why optim.lr                          what set a value, and what it would be without
   python -m tuneforge --from outputs/RUN optim.lr=1e-4             a run again, with a change
   python -m tuneforge -m optim.lr=1e-4,2e-4,4e-4                   one run for each value
+  python -m tuneforge -m +sweep=lora_quick                         a search that is ready made
 
 verbs:
 {verbs}
@@ -41,7 +42,7 @@ keys people set most:
 flags:
   --from RUN                 start from the config of a run folder (or name the folder without a flag)
   --cfg job [--package KEY]  print the resolved config, or one node of it, and stop
-  --multirun, -m             try every combination of comma-separated values
+  --multirun, -m             search: every combination of comma-separated values, intervals, or +sweep=NAME
   --config-dir DIR, -cd      option files of your own, in folders named like the groups
   --json, --json-errors      answers, and problems, for machines
   --info, --hydra-help       Hydra's own views

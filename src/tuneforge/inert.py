@@ -11,7 +11,7 @@ from typing import Any
 
 from tuneforge.errors import Problem
 from tuneforge.interpolation import references
-from tuneforge.provenance import PLUGIN, Origin
+from tuneforge.provenance import PLUGIN, SWEEPS, Origin
 from tuneforge.rules import classifies
 from tuneforge.schema import Config
 from tuneforge.schema.signature import read_signature
@@ -46,7 +46,7 @@ def keys_without_effect(config: Config, tree: Mapping[str, Any], origins: Mappin
 
 def set_by_user(origin: Origin) -> bool:
     """Whether it is an override or stands in a file of the user's own, rather than in one that ships."""
-    return not origin.where.startswith(("conf/", "default of ", PLUGIN))
+    return not origin.where.startswith(("conf/", f"{SWEEPS}/", "default of ", PLUGIN))
 
 
 def _unused_hints(tree: Mapping[str, Any], origins: Mapping[str, Origin]) -> dict[str, str]:

@@ -38,9 +38,15 @@ def normalise(
                 )
             )
             continue
-        problem = _group_problem(override, known) or (None if sweeping else _sweep_problem(override))
+        problem = (
+            _group_problem(override, known)
+            or _hydra_problem(loader, override)
+            or (None if sweeping else _sweep_problem(override))
+        )
         if problem:
             problems.append(problem)
+        elif override.key_or_group.startswith("hydra.sweeper."):
+            lines.append("++" + text.lstrip("+"))  # judged by its own schema, as the rest of the tree is
         elif is_hydra(override) or override.is_delete() or override.is_list_extend():
             lines.append(text)
         elif override.key_or_group in known and (
@@ -85,6 +91,20 @@ def _group_problem(override: Override, known: Mapping[str, list[str]]) -> Proble
     return None
 
 
+def _hydra_problem(loader: ConfigLoader, override: Override) -> Problem | None:
+    """An option that a group of Hydra's own (hydra/sweeper, hydra/launcher and those in them) does not have."""
+    group = override.key_or_group
+    if not group.startswith("hydra/") or override.is_delete() or override.is_sweep_override():
+        return None
+    known, origin = loader.get_group_options(group), f"command line: {override.input_line}"
+    if not known:
+        return Problem("unknown-group", "there is no such config group", group, origin)
+    if str(override.value()) in known:
+        return None
+    message = f"there is no option {str(override.value())!r} in this group"
+    return Problem("unknown-option", message, group, origin, did_you_mean(str(override.value()), known))
+
+
 def _sweep_problem(override: Override) -> Problem | None:
     if not override.is_sweep_override():
         return None
@@ -110,21 +130,3 @@ def option_of_broken_plugin(group: str, option: str, origin: str = "") -> Proble
 def is_hydra(override: Override) -> bool:
     """Whether it is about Hydra itself."""
     return override.key_or_group == "hydra" or override.key_or_group.startswith(("hydra.", "hydra/"))
-
-
-def first_of_sweep(overrides: Sequence[str]) -> list[str]:
-    """The overrides with each sweep replaced by its first value."""
-    parser = OverridesParser.create()
-    first = []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            first.append(text)
-            continue
-        if override.is_discrete_sweep():
-            key = text.partition("=")[0]
-            first += [f"{key}={value!s}" for value in [*override.sweep_string_iterator()][:1]]
-        elif not override.is_sweep_override():
-            first.append(text)
-    return first

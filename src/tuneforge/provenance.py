@@ -13,6 +13,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 
 COMMAND_LINE = "command line: "
+SWEEPS, SWEEPS_MODULE = "sweeps", "tuneforge.sweeps"
+"""The folder, and the package as which it ships."""
 PLUGIN = "plugin "
 """What the places of a plugin's option files start with: `plugin NAME: /path/conf/method/x.yaml:3`."""
 
@@ -146,9 +148,12 @@ def _shown(loader: ConfigLoader, config_path: str) -> str:
 def _find(loader: ConfigLoader, config_path: str) -> tuple[str, str] | None:
     """The text of an option file and the name to show for it."""
     for source in loader.get_sources():
-        if source.scheme() not in ("pkg", "file") or not source.is_config(config_path):
+        if source.scheme() not in ("pkg", "file", SWEEPS) or not source.is_config(config_path):
             continue
         relative = f"{config_path}.yaml"
+        if source.scheme() == SWEEPS:
+            name = relative.rpartition("/")[2]
+            return resources.files(SWEEPS_MODULE).joinpath(name).read_text(encoding="utf-8"), f"{SWEEPS}/{name}"
         if source.scheme() == "pkg":
             file = resources.files(source.path.replace("/", ".")).joinpath(relative)
             return file.read_text(encoding="utf-8"), f"conf/{relative}"

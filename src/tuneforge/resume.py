@@ -121,7 +121,8 @@ def unfinished(composed: Composed) -> list[Path]:
     fitting = []
     for record in {r.resolve() for r in records if r.is_file()}:
         facts = _facts(record)
-        if facts.get("identity") == wanted and facts.get("status") != "done":
+        # A trial belongs to its sweep, which goes on with it by its folder.
+        if facts.get("identity") == wanted and facts.get("status") != "done" and not facts.get("trial"):
             fitting.append((str(facts.get("started")), record.parent))
     return [root for _, root in sorted(fitting, reverse=True)]
 

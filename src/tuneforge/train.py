@@ -1,7 +1,5 @@
 """A run from a checked config to its folder, in the order in which it happens."""
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneforge import resume
@@ -12,8 +10,6 @@ from tuneforge.data import source
 from tuneforge.errors import EXIT_BUG, EXIT_OK, Problem, TuneforgeError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from tuneforge.artifacts.record import Record
     from tuneforge.context import Context
     from tuneforge.data.source import Source
@@ -124,25 +120,10 @@ def _train(context: "Context", record: "Record", place: "Place") -> int:
     stopped = finish.signal_received(trainer)
     if stopped is not None:
         return record.interrupted(stopped)
+    if finish.pruned(trainer):
+        return record.pruned()
 
     finish.restore_best(trainer, module)
     record.after = finish.measure(trainer, module, loaders)
     finish.export(context, trainer, module)
     return record.end(trainer)
-
-
-def train_job(job: "DictConfig") -> tuple[int, float | None]:
-    """One job of a Hydra sweep: exit code, and the best eval loss for the sweeper."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from tuneforge.artifacts.folder import read_json
-    from tuneforge.compose import compose
-
-    hydra = HydraConfig.get()
-    overrides = [*hydra.overrides.task, f"hydra.run.dir={json.dumps(hydra.runtime.output_dir)}"]
-    config_dirs = [Path(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    composed = compose(overrides, config_dirs)
-    code = launch(composed)
-    if code != EXIT_OK:
-        return code, None
-    return code, float(read_json(composed.run_dir / "run.json")["metrics"]["after"]["eval/loss"])

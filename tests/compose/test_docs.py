@@ -8,8 +8,9 @@ import pytest
 
 from tuneforge.cli import VERBS, _check_flags, _parser, run
 from tuneforge.compose import compose
-from tuneforge.front import front, groups
-from tuneforge.overrides import first_of_sweep
+from tuneforge.front import front, groups, groups_in_defaults
+from tuneforge.overrides import normalise
+from tuneforge.study.space import Space
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def shown_commands() -> list[str]:
     """Every `python -m tuneforge ...` of the pages and of the option files, without its comment."""
     texts = [p.read_text() for p in PAGES] + [
-        p.read_text().replace("# ", "", 1) for p in (ROOT / "conf").rglob("*.yaml")
+        p.read_text().replace("# ", "", 1) for top in ("conf", "sweeps") for p in (ROOT / top).rglob("*.yaml")
     ]
     found = [line.strip() for text in texts for line in text.replace("\n# python", "\npython").splitlines()]
     return sorted({c.partition("  #")[0].strip() for c in found if c.startswith("python -m tuneforge")})
@@ -44,7 +45,14 @@ def test_a_command_that_is_shown_composes(command, capsys):
         return
     # RUN and *.yaml stand for a folder or file of the reader's.
     assert all(w.isupper() or w.endswith(".yaml") for w in words)
-    compose(first_of_sweep([a for a in rest if "=" in a]))
+    overrides = [a for a in rest if "=" in a]
+    if not flags.multirun:
+        compose(overrides)
+        return
+    with front() as loader:
+        assert normalise(loader, overrides, groups_in_defaults(), sweeping=True)[2] == []
+    space = Space.read({}, overrides)
+    compose([*space.fixed, *space.first()])
 
 
 def test_the_readme_lists_the_groups_and_options_there_are():

@@ -11,7 +11,10 @@ from tuneforge.compose import compose
 from tuneforge.front import front, groups
 
 CONF = Path(__file__).parents[2] / "conf"
-FILES = sorted(p for p in CONF.rglob("*.yaml") if p.name != "config.yaml")
+SWEEPS = CONF.parent / "sweeps"
+FILES = sorted(p for p in [*CONF.glob("*/*.yaml"), *SWEEPS.glob("*.yaml")])
+# Those of a sweep alone: hydra/sweeper and what is in it.
+OF_HYDRA = sorted(CONF.glob("hydra/**/*.yaml"))
 NEEDS = {"file": ["data.path=rows.jsonl"], "hf": ["model.path=somewhere"]}
 
 OPTIONS = {
@@ -34,6 +37,7 @@ OPTIONS = {
         *("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero2_offload", "deepspeed_zero3"),
         *("deepspeed_zero3_offload", "fsdp", "fsdp_offload", "fsdp_tp", "single"),
     ],
+    "sweep": ["batch_lr", "lora_quick", "lr_rank", "methods"],
     "task_recipe": [
         "chat",
         "classification",
@@ -50,12 +54,18 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 82
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 86
+    assert len(OF_HYDRA) == 11
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")
+def group_of(file: Path) -> str:
+    """The group that a file is an option of."""
+    return "sweep" if file.parent == SWEEPS else str(file.parent.relative_to(CONF))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{group_of(f)}={f.stem}")
 def test_an_option_composes_with_the_defaults_and_its_result_composes_to_itself(file):
-    group, option = file.parent.name, file.stem
+    group, option = group_of(file), file.stem
     composed = compose([f"{group}={option}", *NEEDS.get(option, [])])
     assert composed.choices[group] == option
     choices = [f"{g}={o}" for g, o in composed.choices.items()]
@@ -74,19 +84,19 @@ def _typed(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")
+@pytest.mark.parametrize("file", [*FILES, *OF_HYDRA], ids=lambda f: f"{group_of(f)}={f.stem}")
 def test_an_option_file_starts_with_a_command_that_uses_it(file):
     first, second = file.read_text().splitlines()[:2]
     # Hydra reads its own header from the very first lines.
     command = second if first.startswith("# @package") else first
     assert command.startswith("# python -m tuneforge ")
-    assert f"{file.parent.name}={file.stem}" in command.split()
+    assert f"{group_of(file)}={file.stem}" in command.replace("+", "").split()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}={f.stem}")
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{group_of(f)}={f.stem}")
 def test_a_named_option_says_its_own_name(file):
     content = yaml.safe_load(file.read_text()) or {}
-    node = content.get(file.parent.name, content)
+    node = content.get(group_of(file), content)
     if "name" in node:
         assert node["name"] == file.stem
 

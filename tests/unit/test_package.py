@@ -12,7 +12,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_every_package_of_the_tree_is_shipped():
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     there = {".".join(p.parent.relative_to(ROOT / "src").parts) for p in (ROOT / "src").rglob("__init__.py")} | {
-        "tuneforge.conf"
+        "tuneforge.conf",
+        "tuneforge.sweeps",
     }
     assert listed == there
 

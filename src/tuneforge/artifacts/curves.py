@@ -63,7 +63,9 @@ class Axis:
 
     def ticks(self, count: int, *, whole: bool = False) -> list[tuple[float, str]]:
         """(percent of the axis, label) of round values."""
-        values = _decades(self.low, self.high) if self.log else _round_values(self.low, self.high, count, whole)
+        values = _decades(self.low, self.high) if self.log else []
+        if len(values) < 2:
+            values = _round_values(self.low, self.high, count, whole)
         labels = [number(v) if self.log else _tick(v, values) for v in values]
         return [(round(100 * self.share(v), 2), label) for v, label in zip(values, labels, strict=True)]
 
@@ -274,7 +276,7 @@ def _round_values(low: float, high: float, count: int, whole: bool) -> list[floa
 
 def _decades(low: float, high: float) -> list[float]:
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-    return [10.0**e for e in range(first, last + 1, math.ceil((last - first + 1) / 6))]
+    return [10.0**e for e in range(first, last + 1, max(1, math.ceil((last - first + 1) / 6)))]
 
 
 def _tick(value: float, values: Sequence[float]) -> str:

@@ -136,6 +136,11 @@ class Record:
         """Write what the run is about to exit with."""
         self._write_end("refused" if code == EXIT_REFUSED else "failed", code)
 
+    def pruned(self) -> int:
+        """Write that a sweep's pruner ended the run: it has no result, and that is no failure."""
+        self._write_end("pruned", EXIT_OK)
+        return EXIT_OK
+
     def go_on(self) -> None:
         """Write that the run of this record is running again."""
         self._describe()
@@ -182,7 +187,7 @@ class Record:
         return code
 
     def _write(self, status: str, code: int | None = None) -> None:
-        config = self.composed.config
+        config, trial = self.composed.config, self.composed.trial
         write_json(
             self.context.folder.record,
             {
@@ -196,6 +201,7 @@ class Record:
                 "plugins": [p.as_record() for p in self.composed.plugins],
                 "config_dirs": [str(d.resolve()) for d in self.composed.config_dirs],
                 "pickers": self.composed.pickers,
+                "trial": {"study": trial.study, "number": trial.number} if trial else None,
                 "started_from": str(self.composed.base) if self.composed.base else None,
                 "base_model": config.model.path,
                 "method": config.method.name,

@@ -44,8 +44,8 @@ PARTS = (
     Part("pyarrow", "reads Parquet files"),
     Part("deepspeed", "splits training over devices with ZeRO"),
     Part("datasets", "reads data sets of the hub"),
-    # Plain `pip install` brings the 1.3 line, which needs an Optuna that fails with a current SQLAlchemy.
-    Part("hydra-optuna-sweeper>=1.4.0rc3,<1.5", "searches with Optuna under --multirun"),
+    Part("cmaes", "searches with CMA-ES under --multirun"),
+    Part("scipy", "searches with Gaussian processes under --multirun"),
     Part("wandb", "logs to Weights & Biases"),
     Part("mlflow-skinny", "logs to MLflow"),
     Part("flash-attn", "attention kernels", gpu_only=True, pip_options="--no-build-isolation"),

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata, resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,13 @@ def core_options() -> dict[str, frozenset[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for group in resources.files("tuneforge.conf").iterdir():
         if group.is_dir():
-            found[group.name] = {f.name.removesuffix(".yaml") for f in group.iterdir() if f.name.endswith(".yaml")}
+            found[group.name] = _options_in(group)
+    found["sweep"] = _options_in(resources.files("tuneforge.sweeps"))
     return {group: frozenset(options) for group, options in found.items() if options}
+
+
+def _options_in(folder: Traversable) -> set[str]:
+    return {f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")}
 
 
 @functools.cache

@@ -19,12 +19,19 @@ MEASURES = {
 """What our objectives measure, and which way it is better."""
 
 
+def measures(config: Config, tree: Mapping[str, Any]) -> list[str] | None:
+    """What the evaluation of this config measures; None where a plugin's objective measures what it likes."""
+    if not tree["task_recipe"]["_target_"].startswith("tuneforge."):
+        return None
+    return [m for m in MEASURES if m == "eval/loss" or (m != "eval/perplexity") == classifies(config)]
+
+
 @rule
 def a_watched_measure_is_measured(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """What picks the best checkpoint, or ends a run early, is something that the objective measures."""
-    if not tree["task_recipe"]["_target_"].startswith("tuneforge."):
-        return None  # an objective of a plugin measures what it likes
-    known = [m for m in MEASURES if m == "eval/loss" or (m != "eval/perplexity") == classifies(config)]
+    known = measures(config, tree)
+    if known is None:
+        return None
     for name, monitor, _ in _watching(tree):
         if monitor not in known:
             message = f"is {monitor}, which task_recipe.objective={config.task_recipe.objective} does not measure"

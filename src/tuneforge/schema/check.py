@@ -35,10 +35,10 @@ class Checked:
     """Dotted path -> the schema's default and the schema, also where a file or override set another value."""
 
 
-def check(tree: Mapping[str, Any], origin_of: OriginOf = lambda _: "") -> Checked:
-    """Check a resolved tree of plain containers against the schema of a run."""
+def check(tree: Mapping[str, Any], origin_of: OriginOf = lambda _: "", schema: NodeType = ROOT) -> Checked:
+    """Check a resolved tree of plain containers against the schema of a run, or another one."""
     walk = _Walk(origin_of)
-    value = walk.node(dict(tree), ROOT, "")
+    value = walk.node(dict(tree), schema, "")
     return Checked(value, walk.problems, walk.defaults)
 
 

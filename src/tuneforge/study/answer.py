@@ -1,0 +1,170 @@
+"""What a sweep found: the best trial as a command and as an experiment, what mattered, and what to widen."""
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from tuneforge.artifacts.figures import number
+from tuneforge.artifacts.folder import write_text
+from tuneforge.console import say
+from tuneforge.front import front, groups
+from tuneforge.importers.translation import Translation, experiment
+from tuneforge.study.store import Kept, open_study
+
+EDGE = 0.02
+"""Share of a range, on its own scale, that counts as its end."""
+ENOUGH = 8
+"""Complete trials below which an importance would be chance."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A study, read once."""
+
+    root: Path
+    kept: Kept
+    trials: list[FrozenTrial]
+    best: list[FrozenTrial]
+    """The best one, or with several objectives those that no other beats in all of them; empty where none completed."""
+    importances: dict[str, float]
+    """Key -> share, most important first; of the first objective. Empty where there is too little to tell."""
+
+    @classmethod
+    def of(cls, root: Path, study: optuna.Study, kept: Kept) -> "Answer":
+        """Of a study as it is now."""
+        trials = study.get_trials(deepcopy=False)
+        complete = [t for t in trials if t.state is TrialState.COMPLETE]
+        if not complete:
+            best = []
+        elif len(kept.objectives) == 1:
+            best = [study.best_trial]
+        else:
+            best = sorted(study.best_trials, key=lambda t: t.number)
+        return cls(root, kept, trials, best, _importances(study, complete))
+
+    @classmethod
+    def read(cls, root: Path) -> "Answer":
+        """Of a sweep's folder.
+
+        Raises:
+            TuneforgeError: it is none, or its database cannot be opened.
+        """
+        kept = Kept.read(root)
+        return cls.of(root, open_study(kept.url(root), kept.study, kept.directions), kept)
+
+    def count(self, state: TrialState) -> int:
+        """Trials in a state."""
+        return sum(t.state is state for t in self.trials)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that all trials took."""
+        return sum(int(t.user_attrs.get("steps", 0)) for t in self.trials)
+
+    @property
+    def experiment(self) -> Path:
+        """Where the best trial lies as an option of the group `experiment`."""
+        return self.root / "experiment" / "best.yaml"
+
+    def command(self, trial: FrozenTrial) -> str:
+        """A trial's config as a command, at full length: without what made the trials cheap."""
+        dirs = [part for folder in self.kept.config_dirs for part in ("--config-dir", folder)]
+        return shlex.join(["python", "-m", "tuneforge", *dirs, *self.kept.fixed, *trial.user_attrs["overrides"]])
+
+    def values(self, trial: FrozenTrial) -> str:
+        """A complete trial's objectives."""
+        return ", ".join(f"{n} {number(v)}" for n, v in zip(self.kept.objectives, trial.values or (), strict=True))
+
+    def edges(self) -> Iterator[str]:
+        """Values of the best trial at an end of their range: the best may lie beyond."""
+        for trial in self.best if len(self.kept.objectives) == 1 else []:
+            for key, distribution in trial.distributions.items():
+                end = _end(distribution, trial.params[key])
+                if end:
+                    yield f"{key}={number(trial.params[key])} is at the {end} of its range: look further there"
+
+    def write_experiment(self) -> None:
+        """Write `best.yaml`."""
+        dirs = [Path(d) for d in self.kept.config_dirs]
+        chosen, values = _split([*self.kept.fixed, *self.best[0].user_attrs["overrides"]], dirs)
+        text = experiment(Translation("", choices=chosen, values=values, name="best"), self.experiment)
+        write_text(self.experiment, text)
+
+    def tell(self) -> None:
+        """Write the experiment and the page, and print what was found."""
+        from tuneforge.study.page import write_page
+
+        page = write_page(self)
+        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+        counted = ", ".join(f"{n} {name}" for name, state in states.items() if (n := self.count(state)))
+        lines = [("trials", f"{counted or 'none'}; {self.steps:,} optimizer steps")]
+        for trial in self.best:
+            lines.append(("best" if len(self.best) == 1 else "one best", f"trial {trial.number}: {self.values(trial)}"))
+            lines.append(("again", self.command(trial)))
+        if self.best:
+            self.write_experiment()
+            folder = shlex.quote(str(self.root))
+            lines.append(("experiment", f"python -m tuneforge --config-dir {folder} +experiment=best"))
+        if self.importances:
+            lines.append(("importance", ", ".join(f"{k} {v:.2f}" for k, v in self.importances.items())))
+        lines += [("at the edge", edge) for edge in self.edges()]
+        lines += [("failed", reason) for reason in dict.fromkeys(self._reasons())]
+        lines.append(("report", str(page)))
+        say("\n" + "\n".join(f"{name:<13}{value}" for name, value in lines))
+
+    def _reasons(self) -> Iterator[str]:
+        for trial in self.trials:
+            if trial.state is TrialState.FAIL:
+                yield f"trial {trial.number}: {trial.user_attrs.get('reason', 'no reason is kept')}"
+
+
+def _importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
+    """PED-ANOVA (arXiv 2304.10255) of the parameters that all trials have; it needs no package beside Optuna."""
+    shared = set.intersection(*(set(t.params) for t in complete)) if complete else set()
+    if len(complete) < ENOUGH or len(shared) < 2:
+        return {}
+    target = (lambda t: t.values[0]) if len(study.directions) > 1 else None
+    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=sorted(shared), target=target)
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def _end(distribution: BaseDistribution, value: Any) -> str:
+    """upper end, lower end, or "" for a value within, or of a thing without order."""
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        low, high = float(distribution.low), float(distribution.high)
+        scale = math.log if distribution.log else float
+        share = (scale(float(value)) - scale(low)) / ((scale(high) - scale(low)) or 1)
+        return "upper end" if share > 1 - EDGE else "lower end" if share < EDGE else ""
+    assert isinstance(distribution, CategoricalDistribution)
+    numbers = [c for c in distribution.choices if isinstance(c, int | float) and not isinstance(c, bool)]
+    if len(numbers) < 3 or len(numbers) < len(distribution.choices):
+        return ""
+    return {max(numbers): "upper end", min(numbers): "lower end"}.get(value, "")
+
+
+def _split(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Overrides as choices of options and as values; deletions have no place in an experiment."""
+    with front(config_dirs) as loader:
+        known = groups(loader)
+    chosen: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for text in overrides:
+        parsed = OverridesParser.create().parse_override(text)
+        if parsed.is_delete():
+            continue
+        key, value = parsed.key_or_group, parsed.value()
+        if key in known:
+            chosen[key] = str(value)
+        else:
+            values[key] = json.loads(json.dumps(value, default=str))
+    return chosen, values

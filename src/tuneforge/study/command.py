@@ -1,0 +1,55 @@
+"""`--multirun`: what was typed, through Hydra's own multirun, to a sweeper and a launcher."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.execution_policy import execution_whitelist
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from omegaconf.errors import OmegaConfBaseException
+
+from tuneforge.compose import from_hydra
+from tuneforge.console import quiet_libraries
+from tuneforge.errors import EXIT_OK, EXIT_REFUSED, TuneforgeError
+from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
+from tuneforge.overrides import normalise
+from tuneforge.study.run import Outcome, run_trial
+from tuneforge.study.sweeper import StudySweeper
+
+
+def sweep(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
+    """Run a sweep; returns its exit code.
+
+    Not through `hydra.main`, which turns every error into a traceback and exit code 1.
+
+    Raises:
+        TuneforgeError: with what is wrong with it.
+    """
+    quiet_libraries()
+    in_defaults = groups_in_defaults()
+    with front(config_dirs) as loader:
+        lines, _, problems = normalise(loader, overrides, in_defaults, sweeping=True)
+        if problems:
+            raise TuneforgeError.of(problems)
+        plugins, hydra = Plugins.instance(), GlobalHydra.instance().hydra
+        assert hydra is not None
+        if StudySweeper not in plugins.discover(Sweeper):
+            plugins.register(StudySweeper)
+        try:
+            with execution_whitelist(["tuneforge.*"]):
+                done = hydra.multirun(CONFIG_NAME, run_trial, lines, with_log_configuration=False)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise TuneforgeError.of([from_hydra(error)]) from error
+    return done if isinstance(done, int) else _code_of_jobs(done)
+
+
+def _code_of_jobs(batches: object) -> int:
+    """The exit code of a sweep by another sweeper, such as Hydra's own (hydra/sweeper=basic)."""
+    assert isinstance(batches, Sequence)
+    outcomes = [job.return_value for batch in batches for job in batch]
+    stopped = [o.code for o in outcomes if isinstance(o, Outcome) and o.state == "interrupted"]
+    if stopped:
+        return int(stopped[-1])
+    return EXIT_OK if any(o.state == "complete" for o in outcomes) else EXIT_REFUSED

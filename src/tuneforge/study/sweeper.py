@@ -1,0 +1,288 @@
+"""Hydra's sweeper over a study of Optuna: asks, has the launcher run, tells, and can be started again at any moment.
+
+Upstream's (hydra-optuna-sweeper) knows two ends of a trial and counts anew at each start. Of it are the search spaces
+of the command line; asking and telling are here: pruned trials, reasons of failed ones, and what a killed sweep left.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, read_write
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from tuneforge.compose import structure
+from tuneforge.console import say, warn
+from tuneforge.errors import EXIT_BUG, EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError
+from tuneforge.front import CONFIG_DIR, groups_in_defaults
+from tuneforge.importers.translation import hydra
+from tuneforge.interpolation import leaves
+from tuneforge.overrides import normalise
+from tuneforge.samplers import is_grid, make_pruner, make_sampler
+from tuneforge.schema.check import check
+from tuneforge.schema.signature import NodeType
+from tuneforge.schema.sweep import Sweep
+from tuneforge.study.answer import Answer
+from tuneforge.study.checks import Extend, check_configs, check_search
+from tuneforge.study.run import PLACE, Outcome
+from tuneforge.study.space import Space, override
+from tuneforge.study.store import Kept, claim, identity, local_storage, open_study, shown
+from tuneforge.targets import load, why_untrusted
+from tuneforge.trial import Trial
+
+NUM_TRIALS = 20
+"""Of a sweep that does not say, where it is no grid: hydra-optuna-sweeper's default."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A trial that is to run."""
+
+    trial: optuna.trial.Trial
+    point: list[str]
+    """Its own overrides."""
+
+
+class StudySweeper(Sweeper):
+    """The sweeper of conf/hydra/sweeper/optuna.yaml."""
+
+    def __init__(self, **settings: Any) -> None:
+        """`settings`: the keys of `tuneforge.schema.sweep.Sweep`; `setup` reads them from the whole config."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's first call."""
+        self.loader = hydra_context.config_loader
+        self.whole = config
+        """The config without what is swept."""
+        self.settings = _settings(config)
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> int:
+        """Run the sweep that these overrides describe; returns its exit code.
+
+        Raises:
+            TuneforgeError: before the first trial, with what is wrong; after it, where no trial can be.
+        """
+        settings = self.settings
+        self.space = Space.read(leaves(settings.params), arguments)
+        typed = {o.partition("=")[0].lstrip("+") for o in (*self.space.fixed, *self.space.swept)}
+        self.cheap = [f"{k}={hydra(v)}" for k, v in leaves(settings.trial).items() if k not in typed]
+        sources = self.whole.hydra.runtime.config_sources
+        config_dirs = [Path(s.path) for s in sources if s.provider == CONFIG_DIR]
+        self.extend = _extension(settings.custom_search_space)
+        shared = [*self.cheap, *self.space.fixed]
+        base = check_configs(settings, self.space, shared, config_dirs, extend=self.extend, config=self.whole)
+        check_search(settings, self.space, base.config.seed)
+        self.seed = base.config.seed
+        wanted = identity(base.tree, settings, self.space, self.cheap)
+        named = any(o.startswith("hydra.sweep.dir=") for o in self.whole.hydra.overrides.hydra)
+        output_root = Path(base.config.output_root)
+        with claim(Path(self.whole.hydra.sweep.dir), named=named, output_root=output_root, wanted=wanted) as held:
+            self.root = held.root
+            return self._run(wanted, [str(d) for d in config_dirs])
+
+    def _run(self, wanted: str, config_dirs: list[str]) -> int:
+        settings = self.settings
+        with read_write(self.whole.hydra.sweep):
+            self.whole.hydra.sweep.dir = str(self.root)
+        self.storage = settings.storage or local_storage(self.root)
+        chosen = self.whole.hydra.runtime.choices.get("sweep") or "sweep"
+        self.study = open_study(self.storage, settings.study_name or f"{chosen}-{wanted[:8]}", settings.directions)
+        self.study.pruner = make_pruner(settings.pruner)
+        kept = Kept(
+            wanted,
+            self.study.study_name,
+            shown(settings.storage) if settings.storage else "",
+            settings.objectives,
+            settings.directions,
+            list(self.space.fixed),
+            self.cheap,
+            config_dirs,
+        )
+        kept.write(self.root, "running")
+        try:
+            code = self._all_trials()
+        except KeyboardInterrupt:
+            kept.write(self.root, "interrupted")
+            say(f"stopped; go on with the same command, or read what there is: tuneforge report {self.root}")
+            raise
+        except TuneforgeError:
+            kept.write(self.root, "failed")
+            raise
+        kept.write(self.root, "interrupted" if code else "done")
+        Answer.of(self.root, self.study, kept).tell()
+        if code:
+            say(f"stopped; go on with the same command: {self.root}")
+            return code
+        return EXIT_OK if self._count(TrialState.COMPLETE) else EXIT_REFUSED
+
+    # ---- the loop
+
+    def _all_trials(self) -> int:
+        """Trials until there are enough; 0, or the exit code of the signal that stopped one."""
+        settings = self.settings
+        grid = is_grid(settings.sampler, listed=not self.space.continuous)
+        total = settings.n_trials or (int(self.space.size) if grid else NUM_TRIALS)
+        total = min(total, int(self.space.size)) if grid else total
+        if grid:
+            for point in list(self.space.grid())[:total]:
+                self.study.enqueue_trial(point, skip_if_exists=True)
+        left = self._left_by_a_kill()
+        before = self._finished()
+        say(
+            f"sweep {self.root}: {before} of {total} trials are done"
+            if before
+            else f"sweep {self.root}: {total} trials"
+        )
+        started = time.monotonic()
+        # Of a database that other machines use: what they run now is not asked for again.
+        while (to_go := total - self._finished() - self._count(TrialState.RUNNING) + len(left)) > 0:
+            if grid and not left and not self._count(TrialState.WAITING):
+                break
+            if settings.timeout is not None and time.monotonic() - started > settings.timeout:
+                say(f"hydra.sweeper.timeout={settings.timeout:g} is over: {to_go} trials are left out")
+                break
+            if self._count(TrialState.FAIL) > settings.max_failure_rate * total:
+                message = f"{self._count(TrialState.FAIL)} of {total} trials failed, and the sweep is given up"
+                warn(Problem("too-many-failed", message, "hydra.sweeper.max_failure_rate"))
+                break
+            waiting = len(left) + self._count(TrialState.WAITING) if grid else to_go
+            batch = [self._ask(left.pop(0) if left else None) for _ in range(min(settings.n_jobs, to_go, waiting))]
+            code = self._launch(batch, total)
+            if code:
+                return code
+        return EXIT_OK
+
+    def _launch(self, batch: Sequence[_Asked], total: int) -> int:
+        """Have a batch run, and tell the study; the exit code of a signal that stopped one, else 0."""
+        lines = [self._job(asked) for asked in batch]
+        returned = self.launcher.launch(lines, initial_job_idx=batch[0].trial.number)
+        stopped = EXIT_OK
+        for asked, job in zip(batch, returned, strict=True):
+            if job.status is not JobStatus.COMPLETED:
+                error = job._return_value
+                if isinstance(error, TuneforgeError):
+                    asked.trial.set_user_attr("reason", str(error))
+                    self.study.tell(asked.trial.number, state=TrialState.FAIL)
+                    raise error
+                outcome = Outcome("failed", reason=f"{type(error).__name__}: {error}", code=EXIT_BUG)
+            else:
+                outcome = job.return_value
+            if outcome.state == "interrupted":
+                stopped = outcome.code
+            else:
+                self._tell(asked, outcome, total)
+        return stopped
+
+    def _ask(self, left: FrozenTrial | None) -> _Asked:
+        """The next trial: one that a killed sweep left, else a new one.
+
+        The sampler is made anew, seeded by how many trials there are: a sweep that goes on draws what it would have
+        drawn had it not been stopped.
+        """
+        if left is not None:
+            trial = optuna.trial.Trial(self.study, left._trial_id)
+        else:
+            if not is_grid(self.settings.sampler, listed=not self.space.continuous):
+                self.study.sampler = make_sampler(self.settings.sampler, self.seed + len(self.study.get_trials(False)))
+            trial = self.study.ask()
+        trial.set_user_attr("sweep", str(self.root.resolve()))
+        for key, distribution in self.space.swept.items():
+            _suggest(trial, key, distribution)
+        if self.extend is not None:
+            self.extend(self.whole, trial)
+        point = [override(key, value) for key, value in trial.params.items()]
+        trial.set_user_attr("folder", str(self.root / str(trial.number)))
+        trial.set_user_attr("overrides", point)
+        return _Asked(trial, point)
+
+    def _job(self, asked: _Asked) -> list[str]:
+        """A trial's overrides as Hydra's launchers take them."""
+        typed = [*self.cheap, *self.space.fixed, *asked.point]
+        lines, _, problems = normalise(self.loader, typed, groups_in_defaults())
+        if problems:
+            raise TuneforgeError.of(problems)
+        settings = self.settings
+        reported = settings.objectives[0] if len(settings.objectives) == 1 else ""
+        trial = Trial(self.storage, self.study.study_name, asked.trial.number, reported, settings.pruner)
+        place = {
+            "hydra.sweep.dir": str(self.root),
+            "hydra.sweep.subdir": str(asked.trial.number),
+            f"++hydra.job.env_set.{PLACE}": json.dumps(asdict(trial)),
+        }
+        return [*lines, *(f"{key}={hydra(value)}" for key, value in place.items())]
+
+    def _tell(self, asked: _Asked, outcome: Outcome, total: int) -> None:
+        trial = asked.trial
+        trial.set_user_attr("steps", outcome.steps)
+        if outcome.reason:
+            trial.set_user_attr("reason", outcome.reason)
+        if outcome.state == "complete":
+            self.study.tell(trial.number, list(outcome.values))
+        else:
+            state = TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL
+            self.study.tell(trial.number, state=state)
+        came = ", ".join(f"{n} {v:.4f}" for n, v in zip(self.settings.objectives, outcome.values, strict=False))
+        came = came or outcome.state + (f": {outcome.reason}" if outcome.reason else "")
+        say(f"trial {trial.number} ({self._finished()} of {total}): {came}   {' '.join(asked.point)}")
+
+    def _left_by_a_kill(self) -> list[FrozenTrial]:
+        """Trials of this folder that are said to run. Who holds the folder knows that they do not."""
+        ours = str(self.root.resolve())
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        private = self.settings.storage is None
+        return [t for t in running if t.user_attrs.get("sweep", ours if private else "") == ours]
+
+    def _finished(self) -> int:
+        return self._count(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+    def _count(self, *states: TrialState) -> int:
+        return len(self.study.get_trials(deepcopy=False, states=states))
+
+
+def _settings(config: DictConfig) -> Sweep:
+    """`hydra.sweeper`, checked.
+
+    Raises:
+        TuneforgeError: with every key and value that it cannot have.
+    """
+    tree: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    del tree["_target_"]
+    checked = check(tree, schema=NodeType("tuneforge.schema.sweep.Sweep"))
+    if checked.problems:
+        raise TuneforgeError.of(dataclasses.replace(p, path=f"hydra.sweeper.{p.path}") for p in checked.problems)
+    return structure(Sweep, checked.tree)
+
+
+def _extension(target: str | None) -> Extend | None:
+    if target is None:
+        return None
+    path = "hydra.sweeper.custom_search_space"
+    refusal = why_untrusted(target)
+    if refusal:
+        raise TuneforgeError("untrusted-target", refusal, path=path)
+    return load(target)
+
+
+def _suggest(trial: optuna.trial.Trial, key: str, distribution: BaseDistribution) -> None:
+    """Give a trial its value of a key; one that it has already is kept."""
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(key, distribution.choices)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    else:
+        assert isinstance(distribution, FloatDistribution)
+        trial.suggest_float(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
