@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+# Tests at a time, each with one thread: two with two threads each slow each other four times.
+WORKERS ?= 2
 
 .PHONY: help run test check lint types contracts suite soak test-gpu tiny clean
 
@@ -34,7 +36,7 @@ contracts: $(STAMP)
 	$(BIN)/lint-imports
 
 suite: $(STAMP)
-	$(BIN)/pytest -m "not soak and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not soak and not gpu"
 	$(BIN)/pytest plugins
 
 soak: $(STAMP) ## what is too long for the suite
