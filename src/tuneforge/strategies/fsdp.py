@@ -148,6 +148,13 @@ class Fsdp(ModelParallelStrategy):
             if blocked is not None:
                 blocked.set_requires_gradient_sync(True)
 
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Leave nothing gathered: what looks at weights after an evaluation finds parts, as it does in training."""
+        found = super().validation_step(*args, **kwargs)
+        assert self.model is not None
+        in_parts(self.model)
+        return found
+
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Over what has read different rows."""
         return super().reduce(tensor, group or self.device_mesh["data_parallel"].get_group(), reduce_op)
