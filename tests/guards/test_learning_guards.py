@@ -95,3 +95,19 @@ def test_a_flat_loss_is_said_after_warm_up(fast):
     assert ran.code == 0
     assert found(ran, "underfit_guard") == [(8, "flat-loss", "warned")]
     assert all(torch.isfinite(w).all() for w in adapter(ran).values())
+
+
+def test_train_losses_between_two_evaluations_outlive_a_stop():
+    import torch
+
+    from tuneforge.callbacks.overfit_guard import OverfitGuard
+    from tuneforge.steps import StepFacts
+
+    whole, stopped, resumed = OverfitGuard(), OverfitGuard(), OverfitGuard()
+    for step, loss in enumerate((2.1, 1.7, 1.3), 1):
+        facts = StepFacts(step=step, loss=torch.tensor(loss), grad_norm=torch.tensor(1.0))
+        whole.watch(facts, None)
+        if step == 3:
+            resumed.load_state_dict(stopped.state_dict())
+        (stopped if step < 3 else resumed).watch(facts, None)
+    assert torch.equal(resumed._sums, whole._sums)

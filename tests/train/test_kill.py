@@ -24,8 +24,6 @@ STEPS = (
     "batch.per_device=8",
     "resume=auto",
 )
-OWN = ("underfit_guard/moved",)
-"""What a resumed run measures from where it goes on."""
 IN_PARTS = ("method=full", "optim=adamw", "callbacks.checkpoints.sharded=true")
 
 
@@ -180,5 +178,5 @@ def test_two_processes_killed(command, tmp_path, strategy, kills):
             kill_at(child, 0.0 if how == "saving" else 0.1)
     resumed = command(*options, folder=folder)
     assert resumed.code == 0, resumed.err
-    assert shown(resumed.metrics, OWN) == shown(reference.metrics, OWN)
+    assert shown(resumed.metrics) == shown(reference.metrics)
     assert weights(folder) == weights(reference.folder)

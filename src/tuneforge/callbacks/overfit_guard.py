@@ -43,13 +43,15 @@ class OverfitGuard(Guard):
         self._rising = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """With what is compared."""
+        """With what is compared, and the train losses since the last evaluation: a signal saves between two."""
+        sums = None if self._sums is None else self._sums.tolist()
         own = {"base": list(self._base), "last": list(self._last) if self._last else None, "best": self._best}
-        return {**super().state_dict(), **own, "wide": self._wide, "rising": self._rising}
+        return {**super().state_dict(), **own, "sums": sums, "wide": self._wide, "rising": self._rising}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         super().load_state_dict(state_dict)
+        self._sums = None if state_dict["sums"] is None else torch.tensor(state_dict["sums"], dtype=torch.float64)
         self._base = (state_dict["base"][0], state_dict["base"][1])
         self._last = tuple(state_dict["last"]) if state_dict["last"] else None
         self._best, self._wide, self._rising = state_dict["best"], state_dict["wide"], state_dict["rising"]
@@ -63,7 +65,7 @@ class OverfitGuard(Guard):
         """Add up train losses, on the device; those that are not finite belong to the nan guard."""
         fine = torch.isfinite(facts.loss)
         one = torch.stack([torch.where(fine, facts.loss, 0.0).double(), fine.double()])
-        self._sums = one if self._sums is None else self._sums + one
+        self._sums = one if self._sums is None else self._sums.to(one.device) + one
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Compare."""
