@@ -6,8 +6,10 @@ import math
 import optuna
 import pytest
 import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from tuneforge.cli import run
+from tuneforge.study.answer import _end
 
 
 @pytest.fixture
@@ -84,6 +86,9 @@ def test_each_seed_of_a_trial_is_a_run_and_its_value_their_mean(sweep, tmp_path)
 def test_values_at_an_end_of_their_range_are_pointed_out_and_what_mattered_is_told(sweep, tmp_path):
     study = sweep("optim.lr=1e-6,1e-5,1e-4", "method.r=4,8,16,32")
     assert "optim.lr=1e-4 is at the upper end of its range" in study.said
+    assert _end(FloatDistribution(0.0, 1.0), 0.0) == ""
+    assert _end(CategoricalDistribution([0.0, 0.1, 0.2]), 0.0) == ""
+    assert _end(CategoricalDistribution([1, 2, 4]), 1) == "lower end"
     assert "method.r" not in study.said.partition("at the edge")[2].partition("\n")[0]
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert "PED-ANOVA" in page

@@ -139,17 +139,17 @@ def _importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[s
 
 
 def _end(distribution: BaseDistribution, value: Any) -> str:
-    """upper end, lower end, or "" for a value within, or of a thing without order."""
+    """upper end, lower end, or "" for a value within, or of a thing without order; 0 is no end: nothing lies below."""
     if isinstance(distribution, FloatDistribution | IntDistribution):
         low, high = float(distribution.low), float(distribution.high)
         scale = math.log if distribution.log else float
         share = (scale(float(value)) - scale(low)) / ((scale(high) - scale(low)) or 1)
-        return "upper end" if share > 1 - EDGE else "lower end" if share < EDGE else ""
+        return "upper end" if share > 1 - EDGE else "lower end" if share < EDGE and low != 0 else ""
     assert isinstance(distribution, CategoricalDistribution)
     numbers = [c for c in distribution.choices if isinstance(c, int | float) and not isinstance(c, bool)]
     if len(numbers) < 3 or len(numbers) < len(distribution.choices):
         return ""
-    return {max(numbers): "upper end", min(numbers): "lower end"}.get(value, "")
+    return {max(numbers): "upper end", min(numbers) or None: "lower end"}.get(value, "")
 
 
 def _split(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[dict[str, str], dict[str, Any]]:
