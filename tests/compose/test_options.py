@@ -37,7 +37,7 @@ OPTIONS = {
         *("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero2_offload", "deepspeed_zero3"),
         *("deepspeed_zero3_offload", "fsdp", "fsdp_offload", "fsdp_tp", "single"),
     ],
-    "sweep": ["batch_lr", "lora_quick", "lr_rank", "methods"],
+    "sweep": ["batch_lr", "lora_quick", "loss_vs_forgetting", "lr_rank", "methods"],
     "task_recipe": [
         "chat",
         "classification",
@@ -54,7 +54,7 @@ OPTIONS = {
 def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
-    assert len(FILES) == sum(map(len, OPTIONS.values())) == 86
+    assert len(FILES) == sum(map(len, OPTIONS.values())) == 87
     assert len(OF_HYDRA) == 11
 
 

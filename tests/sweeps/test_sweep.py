@@ -168,3 +168,19 @@ def test_a_killed_sweep_is_found_and_ends_as_if_it_had_not_been(tmp_path, tiny, 
     assert [t.value for t in killed.trials] == [t.value for t in whole.trials]
     assert len({t.params["optim.lr"] for t in killed.trials}) == 3
     assert killed.trials[0].datetime_complete < killed.trials[1].datetime_complete
+
+
+def test_loss_and_forgetting_are_two_objectives(tmp_path, capfd, monkeypatch):
+    """Real runs of the bundled model, whose own tasks are asked before and after."""
+    monkeypatch.chdir(tmp_path)
+    short = ("trainer.max_steps=2", "data.max_rows=64", "data.split.max_eval_rows=16", "batch.effective=8")
+    code = run(["-m", "+sweep=loss_vs_forgetting", "hydra.sweep.dir=sweep", "hydra.sweeper.n_trials=2", *short])
+    said = capfd.readouterr()
+    assert code == 0, said
+    swept = Swept(code, tmp_path / "sweep", said.out)
+    assert swept.states() == ["COMPLETE", "COMPLETE"]
+    for number, trial in enumerate(swept.trials):
+        told = swept.record(number)
+        falls = [task["fall"] for task in told["guards"]["forgetting_check"]["tasks"].values()]
+        assert len(falls) == 3
+        assert trial.values == pytest.approx([told["metrics"]["after"]["eval/loss"], max(falls)])

@@ -173,6 +173,8 @@ class Record:
 
     def end(self, trainer: pl.Trainer) -> int:
         """Write record and report, print the summary; returns the exit code, 3 where a guard ended the run."""
+        for name, guard in self.watched.items():
+            self.after.metrics |= {f"{name}/{key}": value for key, value in guard.of_result.items()}
         asked = next((c for c in trainer.callbacks if isinstance(c, QualityGates)), None)  # type: ignore[attr-defined]
         self.gates = asked.ask(trainer, self.context, self.before, self.after) if asked else []
         refused = refusal(trainer) or (asked.refusal(self.gates) if asked else None)

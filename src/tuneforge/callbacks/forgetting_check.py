@@ -83,6 +83,11 @@ class ForgettingCheck(Guard):
         told = {task.name: self._told(task) for task in self._scored if task.name in self._base}
         return record | {"tolerance": self.tolerance, "time_share": self.pace.share, "tasks": told}
 
+    @property
+    def of_result(self) -> dict[str, float]:
+        """The largest fall of a task, as a share of the base's score; below 0 where all have gained."""
+        return {"worst_fall": max(fall.share for fall in self.result.values())} if self.result else {}
+
     def _told(self, task: ScoredTask) -> dict[str, Any]:
         base = task.score(np.asarray(self._base[task.name]["items"]))
         shown: dict[str, Any] = {"metric": task.metric, "rows": task.num_items, "base": base}

@@ -64,6 +64,11 @@ class Guard(pl.Callback):
         self.events, self.count = list(state_dict["events"]), int(state_dict["count"])
         self.gauges |= state_dict["gauges"]
 
+    @property
+    def of_result(self) -> dict[str, float]:
+        """What it measured of the weights that the run leaves: part of the result's metrics, under the guard's name."""
+        return {}
+
     def as_record(self) -> dict[str, Any]:
         """For run.json."""
         return {"action": self.action, "count": self.count, "events": self.events}
