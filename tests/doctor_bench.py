@@ -139,6 +139,5 @@ def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     bench.free(100 * GIB)
     bench.versions(**{part.package.replace("-", "_"): "99" for part in packages.PARTS})
-    bench.versions(**{part.package.replace("-", "_"): "5" for part in packages.PARTS if part.package != "pyarrow"})
-    bench.versions(pyarrow="26.0.1", deepspeed="0.19.8", kernels=None, hydra_optuna_sweeper="1.4.0rc3")
+    bench.versions(pyarrow="26.0.1", deepspeed="0.19.8", wandb="0.31.0", mlflow_skinny="3.7.0", kernels=None)
     return bench

@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from helpers import same_bits
 from tuneforge import rules
+from tuneforge.adapters import base_model
 from tuneforge.compat import import_bitsandbytes, is_4bit
 from tuneforge.compose import compose
 from tuneforge.data.labels import Labels
 from tuneforge.front import front, groups
 from tuneforge.heads import head_modules
 from tuneforge.models import classifier_config, load_classifier
-from tuneforge.objectives.base import base_model
 from tuneforge.objectives.classification import last_before_head
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.schema.model import Model

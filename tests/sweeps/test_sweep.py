@@ -129,7 +129,7 @@ def test_too_many_failures_end_a_sweep(sweep):
 def test_an_interrupted_sweep_goes_on_with_the_same_command_where_it_was(sweep, monkeypatch):
     command = ("method.r=4,8", "hydra.sweeper.trial={data.max_length: 48}")
     with monkeypatch.context() as patched:
-        signal_at(patched, step=2, number=signal.SIGINT)
+        signal_at(patched, step=1, number=signal.SIGINT)
         swept = sweep(*command)
     assert swept.code == 130, swept.said
     assert swept.states() == ["RUNNING", "WAITING"]

@@ -155,12 +155,12 @@ def test_parts_for_gpus_are_missed_on_gpus_alone(bench: Bench) -> None:
 
 def test_a_new_extra_is_used_at_once(bench: Bench) -> None:
     real = metadata.metadata("tuneforge")
-    real["Provides-Extra"] = "sweep"
-    declared = [*(metadata.requires("tuneforge") or []), 'hydra-optuna-sweeper>=1.4.0rc3; extra == "sweep"']
+    real["Provides-Extra"] = "hub"
+    declared = [*(metadata.requires("tuneforge") or []), 'datasets>=4; extra == "hub"']
     bench.patch.setattr(metadata, "metadata", lambda name: real)
     bench.patch.setattr(metadata, "requires", lambda name: declared)
-    bench.versions(hydra_optuna_sweeper=None)
-    assert bench.json()["hydra-optuna-sweeper"].fix.endswith("'tuneforge[sweep]'")
+    bench.versions(datasets=None)
+    assert bench.json()["datasets"].fix.endswith("'tuneforge[hub]'")
 
 
 def test_a_folder_of_old_logs_is_not_the_package(bench: Bench) -> None:

@@ -199,7 +199,7 @@ class ForgettingCheck(Guard):
             batch: Any = collate([rows[index] for index in indices])
             found = pl_module.log_likelihoods({k: v.to(pl_module.device) for k, v in batch.items()})
             owners = [i for index in indices if index != Rows.EMPTY for i in rows.rows[index]]
-            of_each = np.repeat(owners, [documents[i].num_labels for i in owners])
+            of_each = np.repeat(np.array(owners, int), [documents[i].num_labels for i in owners])
             np.add.at(sums, of_each, found.cpu().double().numpy())
         if trainer.world_size > 1:
             total = torch.from_numpy(sums).to(trainer.strategy.root_device)

@@ -235,8 +235,9 @@ def whole(value: Any) -> Any:
 
 
 def split(value: Any, like: Tensor) -> Any:
-    """This process's part of a tensor of a split parameter's shape; anything else as it is."""
-    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+    """This process's part of a tensor of a split parameter's shape; anything else, a part among it, as it is."""
+    whole_of_it = isinstance(value, Tensor) and not isinstance(value, DTensor) and value.shape == like.shape
+    if not isinstance(like, DTensor) or not whole_of_it:
         return value
     own = value[place_of(like)].to(like.device, copy=True)
     return DTensor.from_local(
