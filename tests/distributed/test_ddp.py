@@ -12,7 +12,8 @@ from tuneforge.artifacts import whole
 from tuneforge.artifacts.folder import read_json, read_metrics
 
 
-@pytest.mark.parametrize("method", ["lora", *(pytest.param(m, marks=pytest.mark.soak) for m in ("qlora", "eva"))])
+@pytest.mark.soak
+@pytest.mark.parametrize("method", ["lora", "qlora", "eva"])
 def test_two_processes_train_as_one(command, method):
     # Adam's first updates are about lr * sign(gradient): a large rate blows rounding up into the next steps' gradients.
     options = [
@@ -62,6 +63,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on(command, tmp_path):
     )
 
 
+@pytest.mark.soak
 def test_a_save_that_fails_in_the_first_process_ends_both(command, tmp_path):
     """A file stands where checkpoints should be."""
     (tmp_path / "run").mkdir()

@@ -17,6 +17,7 @@ COVER = (
     ("dora", "fsdp"),
     ("full", "fsdp_offload"),
     ("lora", "fsdp_tp"),
+    ("lora", "ddp"),
     ("qlora", "ddp"),
 )
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"

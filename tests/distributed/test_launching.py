@@ -192,7 +192,8 @@ def test_machines_must_have_the_same_rows_and_see_the_folder(tmp_path):
     assert [p.name for p in disks[0].iterdir()] == ["rows.jsonl"]
 
 
-@pytest.mark.parametrize("kind", [SOAK("raised"), "killed"])
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["raised", "killed"])
 def test_a_process_that_fails_ends_all_and_is_named(tmp_path, kind):
     where = (f"output_root={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
     script = ["-c", ACCIDENT, str(tmp_path / "marker"), kind, "3"]

@@ -30,6 +30,7 @@ def test_a_model_that_cannot_be_shared_is_refused(config, size, code, fix):
     assert (problem.code, problem.fix) == (code, fix)
 
 
+@pytest.mark.soak
 def test_it_is_refused_before_weights_load(command):
     ran = command("strategy=fsdp_tp", "strategy.tensor_parallel_size=4", "trainer.devices=4", "trainer.max_steps=1")
     assert ran.code == 2
@@ -46,6 +47,7 @@ def assert_equal(monkeypatch, folder, model, methods, devices):
     assert all(loss < grid.LOSS and norm < grid.NORM for loss, norm in found.values()), found
 
 
+@pytest.mark.soak
 def test_gradients_of_a_shared_model_are_those_of_the_whole(tmp_path):
     """In double precision, which leaves no room for what is not there in single precision alone."""
     make_model_folder("qwen3", tmp_path / "model")

@@ -177,7 +177,8 @@ def test_where_there_is_nothing_to_ask_that_is_said(fast, model_folders):
     assert gate(fast(steps=2)) == (None, "not measured: fewer than 100 steps (callbacks.forgetting_check.min_steps)")
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_two_processes_have_the_scores_of_one(fast, task, strategy):
     options = (
         *(*ON, task, "batch.per_device=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "samples.num=3"),

@@ -84,6 +84,7 @@ def test_a_nan_on_the_second_process_alone_is_skipped_and_undone_by_both(faulty)
     assert ran.metrics[-1]["eval/loss"] == ran.record["metrics"]["after"]["eval/loss"]
 
 
+@pytest.mark.soak
 def test_rows_that_are_slow_on_the_second_process_alone_end_both_and_one_logs(faulty):
     options = ("callbacks.waste_guard.window=4", "callbacks.waste_guard.action=stop", "logger=default")
     ran = faulty(SLOW, *options, "trainer.val_check_interval=100", steps=20)

@@ -32,7 +32,10 @@ def test_a_method_runs_by_its_name_alone_and_its_result_goes_on(command, method)
     assert continued.record["metrics"]["before"]["eval/loss"] == pytest.approx(after, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["adalora", "pissa", "eva", "corda", "prompt_tuning"])
+@pytest.mark.parametrize(
+    "method",
+    ["adalora", "pissa", "prompt_tuning", *(pytest.param(m, marks=pytest.mark.soak) for m in ("eva", "corda"))],
+)
 def test_a_method_with_state_resumes_to_the_bit(command, monkeypatch, method):
     # Looking at train rows takes time for each target.
     few = ["task_recipe.targets=[q_proj,down_proj]"] if method in ("eva", "corda") else []

@@ -26,7 +26,9 @@ def in_fp16(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])  # which unscales in its step, and which does not
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", pytest.param("adafactor", marks=pytest.mark.soak)]
+)  # which unscales in its step, and which does not
 def test_gradients_are_clipped_and_logged_at_their_own_size(command, request, optimizer):
     options = (*SHORT, f"optim={optimizer}", "trainer.gradient_clip_val=0.5", "samples.num=0")
     plain = command(*options)
