@@ -40,7 +40,7 @@ suite: $(STAMP)
 	$(BIN)/pytest plugins
 
 soak: $(STAMP) ## what is too long for the suite
-	$(BIN)/pytest -m soak
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m soak
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu -rs

@@ -57,7 +57,10 @@ def test_packed_and_skipped_equals_one_document_at_a_time(model_folders, archite
         ("llama", "sdpa"),
         ("llama", "eager"),
         # Dynamo trips over its own deprecation warnings when they are errors (torch 2.13).
-        pytest.param("llama", "flex_attention", marks=pytest.mark.filterwarnings("ignore::DeprecationWarning")),
+        pytest.param(
+            *("llama", "flex_attention"),
+            marks=[pytest.mark.soak, pytest.mark.filterwarnings("ignore::DeprecationWarning")],
+        ),
         ("gpt2", "sdpa"),
         ("gpt2", "eager"),
     ],
