@@ -65,6 +65,7 @@ BROKEN = [
     ("attention-not-there", ["trainer.accelerator=cpu", "model.attn_implementation=flash_attention_2"]),
     ("attention-not-there", ["hardware=cpu", "model.attn_implementation=flex_attention"]),
     ("optimizer-on-flat-parts", ["strategy=deepspeed_zero1", "optim=adafactor"]),
+    ("ewc-cannot-split", ["strategy=fsdp", "regularise.ewc=1"]),
     ("gradients-split", ["strategy=deepspeed_zero2", "method=adalora"]),
     ("gradients-split", ["strategy=deepspeed_zero2", "regularise.ewc=1"]),
     ("sanity-on-split-weights", ["strategy=deepspeed_zero3", "sanity.overfit_one_batch=true"]),

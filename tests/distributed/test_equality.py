@@ -77,6 +77,7 @@ def test_the_page_has_every_pair_and_its_refusals_are_the_rules():
         ("split_weights_have_an_optimizer_that_splits", ("lora", "fsdp"), ("optim=adafactor",)),
         ("split_weights_have_an_optimizer_that_splits", ("lora", "fsdp"), ("optim=lion",)),
         ("split_weights_have_an_optimizer_that_splits", ("lora", "fsdp"), ("optim=adamw_8bit",)),
+        ("weights_held_in_place_are_whole", ("lora", "fsdp"), ("regularise.ewc=1e4",)),
         ("what_is_proven_on_split_matrices", ("dora", "fsdp_tp"), ()),
         ("what_is_proven_on_split_matrices", ("ia3", "fsdp_tp"), ()),
     ],

@@ -26,9 +26,8 @@ def in_fp16(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize(
-    "optimizer", ["adamw", pytest.param("adafactor", marks=pytest.mark.soak)]
-)  # which unscales in its step, and which does not
+# One that unscales in its step, and one that does not.
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("adafactor", marks=pytest.mark.soak)])
 def test_gradients_are_clipped_and_logged_at_their_own_size(command, request, optimizer):
     options = (*SHORT, f"optim={optimizer}", "trainer.gradient_clip_val=0.5", "samples.num=0")
     plain = command(*options)

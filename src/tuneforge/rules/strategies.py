@@ -47,9 +47,10 @@ ELEMENTWISE = ("tuneforge.optim.adamw", "tuneforge.optim.lion")
 
 
 def may_split(tree: Mapping[str, Any]) -> bool:
-    """Whether the method and the optimizer work on parts of weights."""
+    """Whether method, optimizer and regularisers work on parts of weights."""
     facts = method_facts(tree["method"])
-    return facts["splits"] and facts["quantises"] != 8 and tree["optim"]["_target_"] in SPLITTING_OPTIMIZERS
+    method = facts["splits"] and facts["quantises"] != 8
+    return method and tree["optim"]["_target_"] in SPLITTING_OPTIMIZERS and not tree["regularise"]["ewc"]
 
 
 def splits_weights(tree: Mapping[str, Any]) -> bool:
@@ -107,6 +108,20 @@ def split_weights_have_an_optimizer_that_splits(config: Config, tree: Mapping[st
         f"{tree['optim']['_target_']} fails on parts of weights, and strategy={config.strategy.name} splits them all",
         "optim",
         fix="use optim=adamw: split over the devices, its states are as small as an 8-bit one's on one",
+    )
+
+
+@rule
+def weights_held_in_place_are_whole(config: Config, tree: Mapping[str, Any]) -> Problem | None:
+    """Elastic weight consolidation measures what each weight is needed for, and fails on parts of weights."""
+    target = tree["strategy"]["_target_"]
+    if not config.regularise.ewc or target not in SPLITTING_STRATEGIES or target == TENSOR_PARALLEL:
+        return None
+    return Problem(
+        "ewc-cannot-split",
+        f"measures every weight, and strategy={config.strategy.name} splits them all",
+        "regularise.ewc",
+        fix="use regularise.kl instead, or strategy=ddp",
     )
 
 
