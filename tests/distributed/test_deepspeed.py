@@ -110,7 +110,7 @@ def test_an_older_deepspeed_is_refused(command, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "strategy"),
     [
-        *((m, s) for m in ("full", "freeze", "lora", "dora", "prompt_tuning") for s in STAGES),
+        *((m, s) for m in ("full", "lora", "dora", "prompt_tuning") for s in STAGES),
         *(("qlora", s) for s in STAGES if s in rules.strategies.QUANTISED_STRATEGIES[4]),
     ],
 )

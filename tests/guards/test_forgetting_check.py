@@ -102,7 +102,7 @@ def test_a_healthy_run_of_the_defaults_forgets_nothing(command):
     assert ran.code == 0
     assert found(ran, "forgetting_check") == []
     assert gate(ran)[0] is True
-    assert set(tasks(ran)) == {"descriptions", "reference", "parameters"}
+    assert set(tasks(ran)) == {"descriptions", "reference"}
     for told in tasks(ran).values():
         assert abs(told["fall"]) < 0.05
         assert told["last"] == pytest.approx(told["after"])

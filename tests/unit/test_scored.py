@@ -14,7 +14,7 @@ from tuneforge.data.rows import Row
 from tuneforge.data.scored import ScoredTask, read_tasks, scored_task
 from tuneforge.errors import TuneforgeError
 
-TASKS = {"descriptions": 0.9, "reference": 0.7, "parameters": 0.4}
+TASKS = {"descriptions": 0.9, "reference": 0.9}
 """What is below each score of the bundled model; by chance one choice in four is right."""
 OPTIONS = {"at_most": 0, "max_length": 64, "seed": 0}
 
@@ -73,11 +73,11 @@ def test_a_question_or_two_are_chance_and_many_are_not():
     assert fall.share == pytest.approx(3 / 40)
     assert fall.share > 0.05
     assert not fall.beyond(0.05)
-    now[:6] = 0
+    now[:9] = 0
     assert task.compare(base, now).beyond(0.05)
-    # Against McNemar's statistic: 6 lost and none won.
+    # By the binomial spread: 9 lost and none won.
     fall = task.compare(base, now)
-    exact = 2 * math.sqrt(6 / 40 * (1 - 6 / 40) / 40)
+    exact = 3 * math.sqrt(9 / 40 * (1 - 9 / 40) / 40)
     assert fall.noise == pytest.approx(exact)
     # As many won as lost is no fall at all.
     mixed = np.concatenate([np.zeros(5), np.ones(35)])

@@ -6,7 +6,7 @@ likelihood of its tokens is halved by 40 steps of the default job, which does no
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -23,9 +23,8 @@ _SENTENCE = re.compile(r"[A-Z][A-Za-z ,'\"()-]+\.")
 def known() -> dict[str, tuple[Row, ...]]:
     """Task -> rows; the same for the same Python release. By chance one choice in four is right.
 
-    descriptions and reference: in which order words make sense, of a docstring's first line after its signature, and of
-    a sentence of the language reference after the one before. parameters: which ones a signature has, as a page of
-    the documentation lists them again.
+    In which order words make sense: of a docstring's first line after its signature, and of a sentence of the language
+    reference after the one before.
     """
     found = [s for s in symbols() if not is_held_out(s.module) and s.kind in ("function", "method") and _first(s)]
     found.sort(key=lambda s: _digest(s.dotted))
@@ -33,7 +32,6 @@ def known() -> dict[str, tuple[Row, ...]]:
     return {
         "descriptions": tuple(_order(f"{s.signature}\n   ", _first(s), s.dotted) for s in found[:QUESTIONS]),
         "reference": tuple(_order(before, sentence, "language reference") for before, sentence in pairs),
-        "parameters": tuple(_parameters([s for s in found if _names(s)])),
     }
 
 
@@ -43,16 +41,6 @@ def _order(question: str, text: str, origin: str) -> Row:
     places = sorted(range(len(words) - 1), key=lambda at: (words[at] == words[at + 1], _digest(f"{text} {at}")))
     swapped = [[*words[:at], words[at + 1], words[at], *words[at + 2 :]] for at in places[: CHOICES - 1]]
     return _row(question, " ".join(words), [" ".join(wrong) for wrong in swapped], origin)
-
-
-def _parameters(found: Sequence[Symbol]) -> Iterator[Row]:
-    """The wrong choices are those of other symbols."""
-    others = list(dict.fromkeys(_names(s) for s in found[QUESTIONS:]))
-    for i, symbol in enumerate(found[:QUESTIONS]):
-        own = _names(symbol)
-        wrong = [names for names in others[i * CHOICES : (i + 1) * CHOICES] if names != own][: CHOICES - 1]
-        page = f"{symbol.signature}\n    {_first(symbol)}\n    Parameters of {symbol.name}:"
-        yield _row(page, own, wrong, symbol.dotted)
 
 
 def _row(question: str, right: str, wrong: list[str], origin: str) -> Row:
@@ -76,11 +64,6 @@ def _first(symbol: Symbol) -> str:
 
 def _is_usual(text: str) -> bool:
     return 24 <= len(text) <= 72 and len(text.split()) > CHOICES
-
-
-def _names(symbol: Symbol) -> str:
-    names = [p.name for p in symbol.parameters]
-    return ", ".join(names) if 2 <= len(names) <= 4 else ""
 
 
 def _digest(text: str) -> bytes:

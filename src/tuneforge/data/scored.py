@@ -31,7 +31,7 @@ Numbers = npt.NDArray[np.float64]
 Metric = Literal["likelihood", "acc", "acc_norm"]
 FILE = "tuneforge.data.file.file"
 
-ERRORS_OF_NOISE = 2.0
+ERRORS_OF_NOISE = 3.0
 """Standard errors that a fall must exceed: about one false alarm in forty looks."""
 
 
