@@ -37,7 +37,7 @@ contracts: $(STAMP)
 
 suite: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not soak and not gpu"
-	$(BIN)/pytest plugins
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile plugins
 
 soak: $(STAMP) ## what is too long for the suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m soak

@@ -41,6 +41,7 @@ def test_two_processes_train_as_one(command, method):
 STOPPED = (*SHORT, "samples.num=0", "trainer.max_steps=100", "trainer.val_check_interval=50", "batch.per_device=4")
 
 
+@pytest.mark.soak
 def test_two_processes_stop_at_the_same_step_and_go_on(command, tmp_path):
     """SIGTERM to the parent alone, as a cluster sends it."""
     folder = tmp_path / "run"

@@ -170,6 +170,7 @@ def test_a_killed_sweep_is_found_and_ends_as_if_it_had_not_been(tmp_path, tiny, 
     assert killed.trials[0].datetime_complete < killed.trials[1].datetime_complete
 
 
+@pytest.mark.soak
 def test_loss_and_forgetting_are_two_objectives(tmp_path, capfd, monkeypatch):
     """Real runs of the bundled model, whose own tasks are asked before and after."""
     monkeypatch.chdir(tmp_path)

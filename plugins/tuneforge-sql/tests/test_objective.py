@@ -22,6 +22,7 @@ def context(rows, *, prompt=5, answer=4):
         examples.append(SimpleNamespace(messages=text_to_sql(row.fields).messages, origin=row.origin))
         documents.append(SimpleNamespace(origin=row.origin, input_ids=ids, labels=np.where(ids < prompt, -100, ids)))
     return SimpleNamespace(
+        config=SimpleNamespace(regularise=SimpleNamespace(kl=0.0)),
         eval_examples=tuple(examples),
         eval_rows=SimpleNamespace(documents=documents),
         settled=SimpleNamespace(max_length=MAX_LENGTH),
