@@ -48,7 +48,7 @@ def measure(trainer: pl.Trainer, module: pl.LightningModule, loaders: pl.Lightni
 
 
 def restore_best(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Load the weights of the checkpoint with the lowest eval loss; the last weights stay where none is kept."""
+    """Load the weights of the checkpoint that its measure picks; the last weights stay where none is kept."""
     kept = [c for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
     if not kept:
         return

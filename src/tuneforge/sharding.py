@@ -1,7 +1,7 @@
 """What a strategy that splits weights over devices is asked beside what Lightning asks."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -68,6 +68,33 @@ def in_parts(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextmanager
+def put_in_place(
+    model: nn.Module, whole: Callable[[nn.Parameter], Tensor], *, everything: bool, keeps: bool
+) -> Iterator[None]:
+    """Within, whole weights stand where the parts of split ones do, made one after another; the parts come back.
+
+    Args:
+        model: the split model.
+        whole: puts a parameter together; called by all processes.
+        everything: not the trained weights alone.
+        keeps: this process holds what is made; the others only help to make it.
+    """
+    every = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False)]
+    places = [(m, n, p) for m, n, p in every if everything or p.requires_grad]
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    try:
+        for module, name, parameter in places:
+            if parameter not in made:  # tied weights are one parameter in two places
+                full = whole(parameter)
+                made[parameter] = nn.Parameter(full, parameter.requires_grad) if keeps else parameter
+            module._parameters[name] = made[parameter]
+        yield
+    finally:
+        for module, name, parameter in places:
+            module._parameters[name] = parameter
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:

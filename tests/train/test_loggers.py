@@ -173,6 +173,15 @@ def test_an_interrupted_run_goes_on_in_the_same_place_of_mlflow(command, mlflow,
     assert steps(kept) == [1, 2, 3]
 
 
+def test_a_pruned_trial_has_ended_in_mlflow_too(command, mlflow, monkeypatch):
+    options, runs, _ = mlflow
+    monkeypatch.setattr("tuneforge.finish.pruned", lambda trainer: True)
+    ran = command(*FEW, *options)
+    assert ran.code == 0, ran.err
+    assert ran.record["status"] == "pruned"
+    assert [r.info.status for r in runs()] == ["KILLED"]
+
+
 def test_a_store_that_is_lost_does_not_end_the_run(command, mlflow, monkeypatch):
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient

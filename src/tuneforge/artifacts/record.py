@@ -21,8 +21,8 @@ from tuneforge.artifacts.folder import read_json, read_metrics, write_json, writ
 from tuneforge.artifacts.loggers import RunLogger
 from tuneforge.artifacts.report import write_report
 from tuneforge.build import facts
-from tuneforge.callbacks.guard import Guard, refusal
-from tuneforge.callbacks.quality_gates import Gate, QualityGates
+from tuneforge.callbacks.guard import Gate, Guard, refusal
+from tuneforge.callbacks.quality_gates import QualityGates
 from tuneforge.callbacks.signals import requeued
 from tuneforge.compose import Composed
 from tuneforge.console import say

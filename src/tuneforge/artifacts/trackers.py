@@ -21,7 +21,7 @@ IDS = "trackers.json"
 OFFLINE = ("offline", "dryrun", "disabled")
 """Values of WANDB_MODE in which nobody needs to be logged in."""
 
-ENDED = {"done": "FINISHED", "refused": "FAILED", "failed": "FAILED", "interrupted": "KILLED"}
+ENDED = {"done": "FINISHED", "refused": "FAILED", "failed": "FAILED", "interrupted": "KILLED", "pruned": "KILLED"}
 """MLflow's words for how runs end."""
 
 

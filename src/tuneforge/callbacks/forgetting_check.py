@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tuneforge.callbacks.beside import Pace, evaluating
-from tuneforge.callbacks.guard import Guard, steps
+from tuneforge.callbacks.guard import Gate, Guard, steps
 from tuneforge.callbacks.kept_states import scale_rate
 from tuneforge.console import warn
 from tuneforge.data.batches import Collate, EvalSampler, Rows
@@ -87,6 +87,15 @@ class ForgettingCheck(Guard):
     def of_result(self) -> dict[str, float]:
         """The largest fall of a task, as a share of the base's score; below 0 where all have gained."""
         return {"worst_fall": max(fall.share for fall in self.result.values())} if self.result else {}
+
+    def gates(self) -> list[Gate]:
+        """Whether the result has kept what the base could do."""
+        name = f"forgetting within {self.tolerance:.0%}"
+        if not self.result:
+            return [Gate(name, None, f"not measured: {self.idle or 'off'}", "")]
+        task, fall = max(self.result.items(), key=lambda item: item[1].share)
+        value = f"worst of {len(self.result)}: {task} {fall.base:.4f} -> {fall.now:.4f} ({-fall.share:+.1%})"
+        return [Gate(name, not self.fallen(self.result), value, "what the finding says")]
 
     def _told(self, task: ScoredTask) -> dict[str, Any]:
         base = task.score(np.asarray(self._base[task.name]["items"]))

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import lightning.pytorch as pl
@@ -18,6 +19,22 @@ MAX_EVENTS = 100
 """Findings of one guard that run.json keeps, and the one that ended the run; all of them are counted."""
 
 S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One line of the list."""
+
+    name: str
+    passed: bool | None
+    """None: not measured, and nothing hangs on it."""
+    value: str
+    """What was measured."""
+    wanted: str
+    """What would pass, where it did not; and how."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value}" + (f"; wanted: {self.wanted}" if self.wanted and not self.passed else "")
 
 
 class Guard(pl.Callback):
@@ -68,6 +85,10 @@ class Guard(pl.Callback):
     def of_result(self) -> dict[str, float]:
         """What it measured of the weights that the run leaves: part of the result's metrics, under the guard's name."""
         return {}
+
+    def gates(self) -> list[Gate]:
+        """What it has to say of the result in the list of quality gates; asked of guards that are off, too."""
+        return []
 
     def as_record(self) -> dict[str, Any]:
         """For run.json."""
@@ -191,9 +212,14 @@ def any_process(trainer: pl.Trainer, flags: Tensor) -> Tensor:
     return flags
 
 
+def every_guard(trainer: pl.Trainer) -> list[Guard]:
+    """The guards of a run, those that are off among them."""
+    return [c for c in trainer.callbacks if isinstance(c, Guard)]  # type: ignore[attr-defined]
+
+
 def guards(trainer: pl.Trainer) -> dict[str, Guard]:
     """The guards of a run that watch, by name."""
-    return {c.name: c for c in trainer.callbacks if isinstance(c, Guard) and c.on}  # type: ignore[attr-defined]
+    return {guard.name: guard for guard in every_guard(trainer) if guard.on}
 
 
 def refusal(trainer: pl.Trainer) -> Problem | None:

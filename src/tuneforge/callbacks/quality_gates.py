@@ -1,35 +1,16 @@
 """What a result must show before it is used: a list at the end of the run, each line with its number."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.early_stopping import EarlyStopping
-from tuneforge.callbacks.forgetting_check import ForgettingCheck
-from tuneforge.callbacks.guard import guards
-from tuneforge.callbacks.waste_guard import WasteGuard
+from tuneforge.callbacks.guard import Gate, every_guard, guards
 from tuneforge.context import Context
 from tuneforge.data.batches import Rows
 from tuneforge.errors import Problem
 from tuneforge.schema.types import PositiveInt
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One line of the list."""
-
-    name: str
-    passed: bool | None
-    """None: not measured, and nothing hangs on it."""
-    value: str
-    """What was measured."""
-    wanted: str
-    """What would pass, where it did not; and how."""
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.value}" + (f"; wanted: {self.wanted}" if self.wanted and not self.passed else "")
 
 
 class QualityGates(pl.Callback):
@@ -53,9 +34,8 @@ class QualityGates(pl.Callback):
             self._leak(context.train_rows, context.eval_rows),
             self._compared(before.metrics, len(context.eval_rows.documents)),
             self._quiet(trainer),
-            self._kept(trainer),
+            *(gate for guard in every_guard(trainer) for gate in guard.gates()),
             self._read(len(after.samples)),
-            *self._used(trainer),
         ]
 
     def refusal(self, gates: list[Gate]) -> Problem | None:
@@ -106,26 +86,5 @@ class QualityGates(pl.Callback):
         loud = ", ".join(f"{name} {count}" for name, count in found.items() if count)
         return Gate("no guard found anything", not loud, loud or f"{len(found)} guards", "what their messages say")
 
-    def _kept(self, trainer: pl.Trainer) -> Gate:
-        check = next((c for c in trainer.callbacks if isinstance(c, ForgettingCheck)), None)  # type: ignore[attr-defined]
-        name = f"forgetting within {check.tolerance if check else 0.05:.0%}"
-        if check is None or not check.result:
-            why = check.idle if check and check.idle else "off"
-            return Gate(name, None, f"not measured: {why}", "")
-        task, fall = max(check.result.items(), key=lambda item: item[1].share)
-        passed = not check.fallen(check.result)
-        value = f"worst of {len(check.result)}: {task} {fall.base:.4f} -> {fall.now:.4f} ({-fall.share:+.1%})"
-        return Gate(name, passed, value, "what the finding says")
-
     def _read(self, samples: int) -> Gate:
         return Gate("samples to read", samples > 0, str(samples), "samples.num=3, and a person who reads them")
-
-    def _used(self, trainer: pl.Trainer) -> list[Gate]:
-        """Where there is a GPU whose driver tells."""
-        watching = [g for g in guards(trainer).values() if isinstance(g, WasteGuard)]
-        use = watching[0].use() if watching else {}
-        if "gpu_utilisation" not in use:
-            return []
-        busy, least = use["gpu_utilisation"], watching[0].min_use
-        value = f"the GPU was busy for {busy:.0%} of the time, with at most {use['gpu_memory']:.0%} of its memory"
-        return [Gate("utilisation", busy >= least, value, f"{least:.0%} or more; what waste_guard says, if it does")]

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from tuneforge.callbacks.gpu_use import GpuUse
-from tuneforge.callbacks.guard import Guard, any_process, steps, token_ids
+from tuneforge.callbacks.guard import Gate, Guard, any_process, steps, token_ids
 from tuneforge.errors import Problem
 from tuneforge.schema.types import Fraction, PositiveInt
 
@@ -140,6 +140,15 @@ class WasteGuard(Guard):
         if totals["run"]:
             found["eval_time"] = totals["evaluating"] / totals["run"]
         return found | (self.gpu.as_shares() if self.gpu else {})
+
+    def gates(self) -> list[Gate]:
+        """Whether the GPU was used, where there is one whose driver tells."""
+        use = self.use()
+        if not self.on or "gpu_utilisation" not in use:
+            return []
+        busy, least = use["gpu_utilisation"], self.min_use
+        value = f"the GPU was busy for {busy:.0%} of the time, with at most {use['gpu_memory']:.0%} of its memory"
+        return [Gate("utilisation", busy >= least, value, f"{least:.0%} or more; what {self.name} says, if it does")]
 
     # ---- measuring
 

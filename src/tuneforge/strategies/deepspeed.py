@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO (arXiv 1910.02054): optimizer states, gradients and weights split over the devices, by stage."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from tuneforge.compat import import_deepspeed
 from tuneforge.errors import TuneforgeError
 from tuneforge.machine import Machine
 from tuneforge.rules.strategies import ZERO_PRECISIONS, zero_precision
+from tuneforge.sharding import put_in_place
 from tuneforge.strategies.ddp import backend_of
 
 
@@ -293,30 +294,13 @@ class SplitZero(Zero):
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(self.root_device)
 
-    @contextmanager
-    def gathered(self, model: nn.Module, *, everything: bool) -> Iterator[None]:
+    def gathered(self, model: nn.Module, *, everything: bool) -> AbstractContextManager[None]:
         """Put whole weights, one after another, in the place of the parts; the parts come back afterwards.
 
         DeepSpeed's hooks know parts alone, and modules of some adapters run while they are saved.
         """
         self._end_engine()
-        wanted = [
-            (m, n, p)
-            for m in model.modules()
-            for n, p in m.named_parameters(recurse=False)
-            if p.requires_grad or everything
-        ]
-        made: dict[nn.Parameter, nn.Parameter] = {}
-        try:
-            for module, name, parameter in wanted:
-                if parameter not in made:  # tied weights are one parameter in two places
-                    full = self.whole(parameter)
-                    made[parameter] = nn.Parameter(full, parameter.requires_grad) if self.is_global_zero else parameter
-                module._parameters[name] = made[parameter]
-            yield
-        finally:
-            for module, name, parameter in wanted:
-                module._parameters[name] = parameter
+        return put_in_place(model, self.whole, everything=everything, keeps=self.is_global_zero)
 
     def setup_evaluation(self) -> None:
         """An engine without an optimizer, whose hooks gather."""

@@ -1,7 +1,7 @@
 """Fully sharded data parallel (arXiv 2304.11277): weights, gradients and optimizer states split over the devices."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO, load
 from tuneforge.artifacts.whole import Ranks
 from tuneforge.exchange import WORKING
 from tuneforge.machine import Machine
-from tuneforge.sharding import Place, in_parts
+from tuneforge.sharding import Place, in_parts, put_in_place
 from tuneforge.strategies.ddp import backend_of
 from tuneforge.streamed import without_memory
 
@@ -106,23 +106,10 @@ class Fsdp(ModelParallelStrategy):
                 if name in state:
                     parameter.copy_(split(state[name].to(parameter.device), parameter))
 
-    @contextmanager
-    def gathered(self, model: nn.Module, *, everything: bool) -> Iterator[None]:
+    def gathered(self, model: nn.Module, *, everything: bool) -> AbstractContextManager[None]:
         """Put whole weights, one after another, in the place of the parts, which come back afterwards."""
         in_parts(model)
-        every = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False)]
-        places = [(m, n, p) for m, n, p in every if everything or p.requires_grad]
-        made: dict[nn.Parameter, nn.Parameter] = {}
-        try:
-            for module, name, parameter in places:
-                if parameter not in made:  # tied weights are one parameter in two places
-                    full = whole(parameter)
-                    made[parameter] = nn.Parameter(full, parameter.requires_grad) if self.is_global_zero else parameter
-                module._parameters[name] = made[parameter]
-            yield
-        finally:
-            for module, name, parameter in places:
-                module._parameters[name] = parameter
+        return put_in_place(model, whole, everything=everything, keeps=self.is_global_zero)
 
     def model_to_device(self) -> None:
         """Move what is not there yet; where parts wait in host memory, buffers alone."""
