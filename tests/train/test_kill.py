@@ -22,6 +22,7 @@ STEPS = (
     "trainer.val_check_interval=2",
     "optim.lr=2e-3",
     "batch.per_device=8",
+    "callbacks.spike_guard.at_least=2",
     "resume=auto",
 )
 IN_PARTS = ("method=full", "optim=adamw", "callbacks.checkpoints.sharded=true")

@@ -126,7 +126,11 @@ class Guard(pl.Callback):
 
 
 class StepGuard(Guard, Generic[S]):
-    """A guard of optimizer steps. The host looks at a step when the next one has run: it waits for no device."""
+    """A guard of optimizer steps. The host looks at a step when the next one has run: it waits for no device.
+
+    An evaluation and a checkpoint wait for the device anyway: before them, the newest step is judged too. So what was
+    measured belongs to weights that were judged, and a resumed run misses no step.
+    """
 
     def __init__(self, action: str) -> None:
         super().__init__(action)
@@ -161,10 +165,18 @@ class StepGuard(Guard, Generic[S]):
                 self.judge(trainer, pl_module, self._unseen.popleft())
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Judge the last step too."""
+    def catch_up(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Judge all steps there were. Called by all processes alike."""
         while self._unseen:
             self.judge(trainer, pl_module, self._unseen.popleft())
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Before the weights are measured."""
+        self.catch_up(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """The last step has none after it."""
+        self.catch_up(trainer, pl_module)
 
 
 class Late:
