@@ -282,10 +282,12 @@ class Loaders(pl.LightningDataModule):
 def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
     """Lightning's trainer for this process; nothing in it prints, saves or samples by Lightning's own defaults."""
     config, settled = context.config, context.settled
-    callbacks: list[Callback] = [StartChecks(), SampleAnswers(), StopSignals(), LastEvaluation()]
+    callbacks: list[Callback] = [StartChecks(), SampleAnswers(), LastEvaluation()]
     callbacks += [make(node) for node in context.tree["callbacks"].values()]
     if context.trial is not None and context.trial.objective:
         callbacks.append(TrialReports(context.trial, settled.eval_every))
+    # Last: what it saves holds the state of the others after this step, not in the middle of it.
+    callbacks.append(StopSignals())
     loggers = [MetricsFile(context.folder.metrics, keep_to_step)]
     if is_main_process():
         loggers += [make(node, context.folder.root) for node in context.tree["logger"].values()]

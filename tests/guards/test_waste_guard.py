@@ -1,7 +1,5 @@
 """Waiting for rows, slowing down, evaluating too much, a GPU without work: each is planted, seen and told once."""
 
-import time
-
 import pytest
 import torch
 
@@ -9,6 +7,7 @@ from guards.conftest import found
 from guards.test_quality_gates import gates
 from tuneforge.callbacks import gpu_use, waste_guard
 from tuneforge.callbacks.waste_guard import WasteGuard
+from tuneforge.data import batches
 from tuneforge.data.batches import Collate
 from tuneforge.objectives.causal_lm import CausalLM
 
@@ -21,21 +20,50 @@ def last(ran, gauge):
     return [m[key] for m in ran.metrics if (key := f"waste_guard/{gauge}") in m][-1]
 
 
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def passes(self, monkeypatch, owner, name, seconds):
+        """Each call takes so many seconds: a function of the call's number, from 1, and of its first two arguments."""
+        before, calls = getattr(owner, name), []
+
+        def slow(*args):
+            calls.append(1)
+            self.now += seconds(len(calls), *args[:2])
+            return before(*args)
+
+        monkeypatch.setattr(owner, name, slow)
+
+
 @pytest.fixture
-def waiting(monkeypatch):
-    """Train batches take as many times the step before to collate as the function of their number says."""
+def clock(monkeypatch):
+    """Of the guard and of what it reads. A step takes a second, and nobody else uses the cores."""
+    clock = Clock()
+    for module in (waste_guard, batches):
+        monkeypatch.setattr(module, "time", clock)
+    clock.passes(monkeypatch, CausalLM, "training_step", lambda step, *_: 1.0)
+    monkeypatch.setattr(WasteGuard, "_host_share", lambda self: 0.0)
+    return clock
 
-    def slow(times):
-        collate, ends = Collate.__call__, []
 
-        def sleeping(self, items):
-            if items[0][3]:  # of a train step
-                now = time.perf_counter()
-                time.sleep(times(len(ends) + 1) * (now - ends[-1] if ends else 0))
-                ends.append(time.perf_counter())
-            return collate(self, items)
+@pytest.fixture
+def waiting(clock, monkeypatch):
+    """The rows of a train step take the seconds that the function of its number says."""
 
-        monkeypatch.setattr(Collate, "__call__", sleeping)
+    def slow(seconds):
+        steps = []
+
+        def of_train_step(_, collate, items):
+            steps.extend([1] if items[0][3] else [])
+            return seconds(len(steps)) if items[0][3] else 0.0
+
+        clock.passes(monkeypatch, Collate, "__call__", of_train_step)
 
     return slow
 
@@ -70,32 +98,16 @@ def test_one_long_wait_is_no_finding(fast, waiting):
 
 
 @pytest.mark.parametrize(("others", "findings"), [(0.0, [(15, "slower", "warned")]), (0.9, [])])
-def test_a_run_that_slows_down_is_told_unless_others_took_the_cores(fast, monkeypatch, others, findings):
-    training_step, ends = CausalLM.training_step, []
-
-    def slower(self, batch, batch_idx):
-        """Each of the last steps waits for almost as long as three of the first took."""
-        if self.trainer.global_step >= 12:
-            time.sleep((ends[11] - ends[0]) / 4)
-        ends.append(time.perf_counter())
-        return training_step(self, batch, batch_idx)
-
-    monkeypatch.setattr(CausalLM, "training_step", slower)
+def test_a_run_that_slows_down_is_told_unless_others_took_the_cores(fast, clock, monkeypatch, others, findings):
+    clock.passes(monkeypatch, CausalLM, "training_step", lambda step, *_: 2.0 if step > 12 else 0.0)
     monkeypatch.setattr(WasteGuard, "_host_share", lambda self: others)
     ran = fast(*ONE, "callbacks.waste_guard.window=4", steps=16)
     assert found(ran, "waste_guard") == findings
     assert last(ran, "speed") < 0.5
 
 
-def test_much_evaluation_is_told_with_a_longer_interval(fast, monkeypatch):
-    validation_step, begin = CausalLM.validation_step, time.perf_counter()
-    monkeypatch.setattr(waste_guard, "LEAST_EVALUATING", 0.0)
-
-    def slow(self, batch, batch_idx):
-        time.sleep(time.perf_counter() - begin if self.trainer.state.fn == "fit" else 0)
-        validation_step(self, batch, batch_idx)
-
-    monkeypatch.setattr(CausalLM, "validation_step", slow)
+def test_much_evaluation_is_told_with_a_longer_interval(fast, clock, monkeypatch):
+    clock.passes(monkeypatch, CausalLM, "validation_step", lambda call, *_: 20.0)
     ran = fast("trainer.val_check_interval=2", "data.split.max_eval_rows=1", steps=2)
     ((_, code, did),) = found(ran, "waste_guard")
     assert (code, did) == ("much-evaluation", "warned")
