@@ -4,7 +4,6 @@ Lightning's own launcher would rebuild the command from `sys.argv`: under a swee
 sample, for itself. Here the parent composes once, and starts, signals and ends its children.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -15,23 +14,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from tuneforge.artifacts.claim import Claim
 from tuneforge.artifacts.folder import write_exit
+from tuneforge.children import GRACE, Child, end_with_parent, passing_on
 from tuneforge.compose import Composed
 from tuneforge.errors import EXIT_BUG, EXIT_OF, EXIT_OK, Problem, print_problems
 from tuneforge.exchange import LISTENING
 from tuneforge.handover import pack, pack_place
 from tuneforge.resume import Place
 from tuneforge.world import AGENT_STORE, World
-
-PR_SET_PDEATHSIG = 1
-"""prctl(2)."""
-GRACE = 30.0
-"""Seconds that processes have to end by themselves after one of them failed."""
-
-Child = subprocess.Popen[bytes]
 
 
 def run_processes(composed: Composed, place: Place, devices: int) -> int:
@@ -71,31 +63,22 @@ def _start(world: World, handover: Path, shared: Sequence[int]) -> Child:
 
 def _wait(children: Sequence[Child]) -> int:
     """Pass signals on until every child has ended; after a failure those that hang are killed."""
-    received: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for child in children:
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in EXIT_OF}
     failed_at: float | None = None
-    try:
-        while True:
-            codes = [child.poll() for child in children]  # each is asked: a failure may come from any
-            if failed_at is None and any(codes):
-                failed_at = time.monotonic()
-                if not received:
-                    _tell({rank: code for rank, code in enumerate(codes) if code and code < 0}, len(children))
-            if None not in codes:
-                break
-            if failed_at is not None and time.monotonic() > failed_at + GRACE:
-                _kill(children)
-            time.sleep(0.02)
-    finally:
-        _kill(children)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with passing_on(lambda: children) as received:
+        try:
+            while True:
+                codes = [child.poll() for child in children]  # each is asked: a failure may come from any
+                if failed_at is None and any(codes):
+                    failed_at = time.monotonic()
+                    if not received:
+                        _tell({rank: code for rank, code in enumerate(codes) if code and code < 0}, len(children))
+                if None not in codes:
+                    break
+                if failed_at is not None and time.monotonic() > failed_at + GRACE:
+                    _kill(children)
+                time.sleep(0.02)
+        finally:
+            _kill(children)
     ended = [child.returncode for child in children]
     if not any(ended):
         return EXIT_OK
@@ -117,9 +100,3 @@ def _kill(children: Sequence[Child]) -> None:
         if child.poll() is None:
             child.kill()
             child.wait()
-
-
-def end_with_parent() -> None:
-    """Have the system send this process SIGTERM when its parent dies, however it dies: no orphan trains on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

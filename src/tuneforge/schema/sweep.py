@@ -23,7 +23,7 @@ class Sweep:
     n_trials: PositiveInt | None = None
     """Finished trials in all, those of earlier starts of this sweep included; null: every point of a grid, else 20."""
     n_jobs: PositiveInt = 1
-    """Trials that are asked for at a time."""
+    """Trials that are handed to one of Hydra's own launchers at a time."""
     timeout: PositiveFloat | None = None
     """Seconds after which no further trial is started."""
     max_failure_rate: Fraction = 0.5

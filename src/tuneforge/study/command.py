@@ -7,6 +7,7 @@ from hydra._internal.execution_policy import execution_whitelist
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from omegaconf.errors import OmegaConfBaseException
 
@@ -15,6 +16,7 @@ from tuneforge.console import quiet_libraries
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, TuneforgeError
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
 from tuneforge.overrides import normalise
+from tuneforge.study.processes import ProcessLauncher
 from tuneforge.study.run import Outcome, run_trial
 from tuneforge.study.sweeper import StudySweeper
 
@@ -35,8 +37,9 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
             raise TuneforgeError.of(problems)
         plugins, hydra = Plugins.instance(), GlobalHydra.instance().hydra
         assert hydra is not None
-        if StudySweeper not in plugins.discover(Sweeper):
-            plugins.register(StudySweeper)
+        for ours, kind in ((StudySweeper, Sweeper), (ProcessLauncher, Launcher)):
+            if ours not in plugins.discover(kind):
+                plugins.register(ours)
         try:
             with execution_whitelist(["tuneforge.*"]):
                 done = hydra.multirun(CONFIG_NAME, run_trial, lines, with_log_configuration=False)

@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import json
 import math
-import os
 import statistics
 import sys
 import traceback
@@ -23,7 +22,11 @@ from tuneforge.front import CONFIG_DIR
 from tuneforge.trial import Trial
 
 PLACE = "TUNEFORGE_TRIAL"
-"""The trial as JSON, in the environment of the job that runs it: Hydra's launchers carry it wherever that is."""
+"""The trial as JSON, in the environment that the job's config asks for: launchers carry it wherever that is."""
+
+
+UNKNOWN = "unknown-measure"
+"""Code of the problem that no trial of a sweep can be without."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +44,83 @@ class Outcome:
     """Optimizer steps that it took, over all seeds."""
 
 
-def run_trial(job: DictConfig) -> Outcome:
-    """Hydra's task: run the trial that the launcher started."""
-    hydra = HydraConfig.get()
-    place = os.environ.get(PLACE)
-    trial = Trial(**json.loads(place)) if place else None
-    overrides = [str(o).removeprefix("++") for o in hydra.overrides.task]
-    config_dirs = [Path(s.path) for s in hydra.runtime.config_sources if s.provider == CONFIG_DIR]
-    root = Path(hydra.runtime.output_dir)
-    wanted = hydra.sweeper.get("objective", "eval/loss")
-    objectives = [wanted] if isinstance(wanted, str) else list(wanted)
-    done: list[Outcome] = []
-    for seed in hydra.sweeper.get("seeds") or [None]:
-        folder = root if seed is None else root / f"seed-{seed}"
-        seeded = [] if seed is None else [f"seed={seed}"]
+@dataclass(frozen=True)
+class Job:
+    """What Hydra's launchers are to run: one trial."""
+
+    overrides: list[str]
+    config_dirs: list[Path]
+    root: Path
+    objectives: list[str]
+    seeds: list[int]
+    """One run for each; none: one with the config's own."""
+    trial: Trial | None
+    """None where another sweeper than ours started it."""
+
+    @classmethod
+    def of(cls, hydra: Any, root: Path) -> "Job":
+        """From the node `hydra` of the job's config; `root` is its folder."""
+        place = hydra.job.env_set.get(PLACE)
+        wanted = hydra.sweeper.get("objective", "eval/loss")
+        return cls(
+            overrides=[str(o).removeprefix("++") for o in hydra.overrides.task],
+            config_dirs=[Path(s.path) for s in hydra.runtime.config_sources if s.provider == CONFIG_DIR],
+            root=root,
+            objectives=[wanted] if isinstance(wanted, str) else list(wanted),
+            seeds=list(hydra.sweeper.get("seeds") or []),
+            trial=Trial(**json.loads(place)) if place else None,
+        )
+
+    def compose(self) -> list[Composed]:
+        """Its runs.
+
+        Raises:
+            TuneforgeError: what is wrong with them.
+        """
+        if not self.seeds:
+            return [self._composed(self.root, [], self.trial)]
         # The runs of the other seeds would report the same evaluations again.
-        reporting = trial if trial is None or not done else dataclasses.replace(trial, objective="")
-        outcome = run([*overrides, *seeded], config_dirs, folder, objectives, reporting)
-        done.append(outcome)
-        if outcome.state != "complete":
+        quiet = dataclasses.replace(self.trial, objective="") if self.trial else None
+        return [
+            self._composed(self.root / f"seed-{seed}", [f"seed={seed}"], quiet if i else self.trial)
+            for i, seed in enumerate(self.seeds)
+        ]
+
+    def _composed(self, folder: Path, more: Sequence[str], trial: Trial | None) -> Composed:
+        # An interrupted trial goes on; one that had ended when its sweep was killed only has its numbers read again.
+        again = [f"resume={json.dumps(str(folder))}"] if (folder / "run.json").is_file() else []
+        overrides = [*self.overrides, *more, *again, f"hydra.run.dir={json.dumps(str(folder))}"]
+        return dataclasses.replace(compose(overrides, self.config_dirs), trial=trial)
+
+
+def run_trial(job: DictConfig) -> Outcome:
+    """Hydra's task: run the trial that the launcher started, in this process."""
+    hydra = HydraConfig.get()
+    asked = Job.of(hydra, Path(hydra.runtime.output_dir))
+    try:
+        runs = asked.compose()
+    except TuneforgeError as error:
+        return refused(error)
+    return run_all(runs, asked.objectives)
+
+
+def refused(error: TuneforgeError, steps: int = 0) -> Outcome:
+    """The outcome of a trial that cannot be, told."""
+    print_problems(error.problems)
+    reason = "; ".join(f"{p.path}: {p.message}" if p.path else p.message for p in error.problems)
+    return Outcome("failed", reason=reason, code=error.exit_code, steps=steps)
+
+
+def run_all(runs: Sequence[Composed], objectives: Sequence[str]) -> Outcome:
+    """The runs of one trial, up to the first that is not complete; the values are their means.
+
+    Raises:
+        TuneforgeError: the evaluation measures no such thing as an objective.
+    """
+    done: list[Outcome] = []
+    for composed in runs:
+        done.append(_run(composed, objectives))
+        if done[-1].state != "complete":
             break
     steps = sum(o.steps for o in done)
     if done[-1].state != "complete":
@@ -67,25 +128,19 @@ def run_trial(job: DictConfig) -> Outcome:
     return Outcome("complete", tuple(map(statistics.fmean, zip(*(o.values for o in done), strict=True))), steps=steps)
 
 
-def run(
-    overrides: Sequence[str], config_dirs: Sequence[Path], folder: Path, objectives: Sequence[str], trial: Trial | None
-) -> Outcome:
+def _run(composed: Composed, objectives: Sequence[str]) -> Outcome:
     """One run of a trial; whatever goes wrong with it is told, and is its outcome."""
-    # An interrupted trial goes on; one that had ended when its sweep was killed only has its numbers read again.
-    again = [f"resume={json.dumps(str(folder))}"] if (folder / "run.json").is_file() else []
+    folder = composed.run_dir
     try:
-        composed = compose([*overrides, *again, f"hydra.run.dir={json.dumps(str(folder))}"], config_dirs)
-        code = _launch(dataclasses.replace(composed, trial=trial))
+        code = _launch(composed)
+        return dataclasses.replace(outcome_of(folder, code, objectives), steps=_steps(folder))
     except TuneforgeError as error:
-        if error.problems[0].code == "unknown-measure":
+        if error.problems[0].code == UNKNOWN:
             raise  # so it would be in every trial
-        print_problems(error.problems)
-        reason = "; ".join(f"{p.path}: {p.message}" if p.path else p.message for p in error.problems)
-        return Outcome("failed", reason=reason, code=error.exit_code, steps=_steps(folder))
+        return refused(error, _steps(folder))
     except Exception as error:  # ours or a library's: shown whole, and no reason to lose the other trials
         traceback.print_exc()
         return Outcome("failed", reason=f"{type(error).__name__}: {error}", code=EXIT_BUG, steps=_steps(folder))
-    return dataclasses.replace(outcome_of(folder, code, objectives), steps=_steps(folder))
 
 
 def _launch(composed: Composed) -> int:
@@ -120,7 +175,7 @@ def outcome_of(folder: Path, code: int, objectives: Sequence[str]) -> Outcome:
     missing = [name for name in objectives if name not in measured]
     if missing:
         raise TuneforgeError(
-            "unknown-measure",
+            UNKNOWN,
             f"is {missing[0]}, and the evaluation of this run measures no such thing",
             path="hydra.sweeper.objective",
             fix=did_you_mean(missing[0], measured),

@@ -6,16 +6,14 @@ of the command line; asking and telling are here: pruned trials, reasons of fail
 
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -24,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuneforge.compose import structure
 from tuneforge.console import say, warn
-from tuneforge.errors import EXIT_BUG, EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError
+from tuneforge.errors import EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError
 from tuneforge.front import CONFIG_DIR, groups_in_defaults
 from tuneforge.importers.translation import hydra
 from tuneforge.interpolation import leaves
@@ -36,6 +34,7 @@ from tuneforge.schema.sweep import Sweep
 from tuneforge.study.answer import Answer
 from tuneforge.study.checks import Extend, check_configs, check_search
 from tuneforge.study.run import PLACE, Outcome
+from tuneforge.study.slots import Batches, Ended, Slots
 from tuneforge.study.space import Space, override
 from tuneforge.study.store import Kept, claim, identity, local_storage, open_study, shown
 from tuneforge.targets import load, why_untrusted
@@ -66,9 +65,10 @@ class StudySweeper(Sweeper):
         self.whole = config
         """The config without what is swept."""
         self.settings = _settings(config)
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self.slots: Slots = launcher if isinstance(launcher, Slots) else Batches(launcher, self.settings.n_jobs)
 
     def sweep(self, arguments: list[str]) -> int:
         """Run the sweep that these overrides describe; returns its exit code.
@@ -122,6 +122,8 @@ class StudySweeper(Sweeper):
         except TuneforgeError:
             kept.write(self.root, "failed")
             raise
+        finally:
+            self.slots.close()
         kept.write(self.root, "interrupted" if code else "done")
         Answer.of(self.root, self.study, kept).tell()
         if code:
@@ -134,58 +136,65 @@ class StudySweeper(Sweeper):
     def _all_trials(self) -> int:
         """Trials until there are enough; 0, or the exit code of the signal that stopped one."""
         settings = self.settings
-        grid = is_grid(settings.sampler, listed=not self.space.continuous)
-        total = settings.n_trials or (int(self.space.size) if grid else NUM_TRIALS)
-        total = min(total, int(self.space.size)) if grid else total
-        if grid:
-            for point in list(self.space.grid())[:total]:
+        self.grid = is_grid(settings.sampler, listed=not self.space.continuous)
+        self.total = settings.n_trials or (int(self.space.size) if self.grid else NUM_TRIALS)
+        if self.grid:
+            self.total = min(self.total, int(self.space.size))
+            for point in list(self.space.grid())[: self.total]:
                 self.study.enqueue_trial(point, skip_if_exists=True)
-        left = self._left_by_a_kill()
+        self.left = self._left_by_a_kill()
+        self.running: dict[int, _Asked] = {}
         before = self._finished()
-        say(
-            f"sweep {self.root}: {before} of {total} trials are done"
-            if before
-            else f"sweep {self.root}: {total} trials"
-        )
-        started = time.monotonic()
-        # Of a database that other machines use: what they run now is not asked for again.
-        while (to_go := total - self._finished() - self._count(TrialState.RUNNING) + len(left)) > 0:
-            if grid and not left and not self._count(TrialState.WAITING):
-                break
-            if settings.timeout is not None and time.monotonic() - started > settings.timeout:
-                say(f"hydra.sweeper.timeout={settings.timeout:g} is over: {to_go} trials are left out")
-                break
-            if self._count(TrialState.FAIL) > settings.max_failure_rate * total:
-                message = f"{self._count(TrialState.FAIL)} of {total} trials failed, and the sweep is given up"
-                warn(Problem("too-many-failed", message, "hydra.sweeper.max_failure_rate"))
-                break
-            waiting = len(left) + self._count(TrialState.WAITING) if grid else to_go
-            batch = [self._ask(left.pop(0) if left else None) for _ in range(min(settings.n_jobs, to_go, waiting))]
-            code = self._launch(batch, total)
-            if code:
-                return code
-        return EXIT_OK
-
-    def _launch(self, batch: Sequence[_Asked], total: int) -> int:
-        """Have a batch run, and tell the study; the exit code of a signal that stopped one, else 0."""
-        lines = [self._job(asked) for asked in batch]
-        returned = self.launcher.launch(lines, initial_job_idx=batch[0].trial.number)
+        done = f"{before} of {self.total} trials are done" if before else f"{self.total} trials"
+        say(f"sweep {self.root}: {done}")
+        until = math.inf if settings.timeout is None else time.monotonic() + settings.timeout
         stopped = EXIT_OK
-        for asked, job in zip(batch, returned, strict=True):
-            if job.status is not JobStatus.COMPLETED:
-                error = job._return_value
-                if isinstance(error, TuneforgeError):
-                    asked.trial.set_user_attr("reason", str(error))
-                    self.study.tell(asked.trial.number, state=TrialState.FAIL)
-                    raise error
-                outcome = Outcome("failed", reason=f"{type(error).__name__}: {error}", code=EXIT_BUG)
-            else:
-                outcome = job.return_value
-            if outcome.state == "interrupted":
-                stopped = outcome.code
-            else:
-                self._tell(asked, outcome, total)
-        return stopped
+        over = False
+        while True:
+            over = over or self._is_over(until)
+            for _ in range(0 if over or stopped else min(self.slots.room(), self._to_ask())):
+                asked = self._ask(self.left.pop(0) if self.left else None)
+                self.running[asked.trial.number] = asked
+                self.slots.start(asked.trial.number, self._job(asked))
+            if not self.running:
+                return stopped
+            for number, ended in self.slots.ended().items():
+                stopped = self._take(self.running.pop(number), ended) or stopped
+
+    def _to_ask(self) -> int:
+        """How many trials are still to be started."""
+        if self.grid and not self.left:
+            return self._count(TrialState.WAITING)
+        # Of a database that other machines use: what they run now is not asked for again.
+        return self.total - self._finished() - self._count(TrialState.RUNNING) + len(self.left)
+
+    def _is_over(self, until: float) -> bool:
+        """Whether no further trial may start, which is told."""
+        to_ask = self._to_ask()
+        if to_ask > 0 and time.monotonic() > until:
+            say(f"hydra.sweeper.timeout={self.settings.timeout:g} is over: {to_ask} trials are left out")
+            return True
+        failed = self._count(TrialState.FAIL)
+        if to_ask > 0 and failed > self.settings.max_failure_rate * self.total:
+            message = f"{failed} of {self.total} trials failed, and the sweep is given up"
+            warn(Problem("too-many-failed", message, "hydra.sweeper.max_failure_rate"))
+            return True
+        return False
+
+    def _take(self, asked: _Asked, ended: Ended) -> int:
+        """Tell the study what came of a trial; the exit code of a signal that stopped it, else 0.
+
+        Raises:
+            TuneforgeError: every trial would fail as this one.
+        """
+        if isinstance(ended, TuneforgeError):
+            asked.trial.set_user_attr("reason", str(ended))
+            self.study.tell(asked.trial.number, state=TrialState.FAIL)
+            raise ended
+        if ended.state == "interrupted":
+            return ended.code
+        self._tell(asked, ended)
+        return EXIT_OK
 
     def _ask(self, left: FrozenTrial | None) -> _Asked:
         """The next trial: one that a killed sweep left, else a new one.
@@ -196,7 +205,7 @@ class StudySweeper(Sweeper):
         if left is not None:
             trial = optuna.trial.Trial(self.study, left._trial_id)
         else:
-            if not is_grid(self.settings.sampler, listed=not self.space.continuous):
+            if not self.grid:
                 self.study.sampler = make_sampler(self.settings.sampler, self.seed + len(self.study.get_trials(False)))
             trial = self.study.ask()
         trial.set_user_attr("sweep", str(self.root.resolve()))
@@ -225,7 +234,7 @@ class StudySweeper(Sweeper):
         }
         return [*lines, *(f"{key}={hydra(value)}" for key, value in place.items())]
 
-    def _tell(self, asked: _Asked, outcome: Outcome, total: int) -> None:
+    def _tell(self, asked: _Asked, outcome: Outcome) -> None:
         trial = asked.trial
         trial.set_user_attr("steps", outcome.steps)
         if outcome.reason:
@@ -237,7 +246,7 @@ class StudySweeper(Sweeper):
             self.study.tell(trial.number, state=state)
         came = ", ".join(f"{n} {v:.4f}" for n, v in zip(self.settings.objectives, outcome.values, strict=False))
         came = came or outcome.state + (f": {outcome.reason}" if outcome.reason else "")
-        say(f"trial {trial.number} ({self._finished()} of {total}): {came}   {' '.join(asked.point)}")
+        say(f"trial {trial.number} ({self._finished()} of {self.total}): {came}   {' '.join(asked.point)}")
 
     def _left_by_a_kill(self) -> list[FrozenTrial]:
         """Trials of this folder that are said to run. Who holds the folder knows that they do not."""
