@@ -212,6 +212,9 @@ def _multirun(request: Request) -> int:
     """A sweep; what is swept and what is fixed are checked before the first trial starts."""
     if request.base is not None:
         raise TuneforgeError("sweep-of-a-run", "--multirun does not start from a run", fix="sweep over an experiment")
+    if request.flags.cfg is not None:
+        message = "--multirun has a config for each trial, and --cfg shows one"
+        raise TuneforgeError("cfg-of-a-sweep", message, fix="give it the values of one trial, without --multirun")
     if find_world().size > 1:
         raise TuneforgeError(
             "sweep-under-launcher",

@@ -57,6 +57,12 @@ REFUSED = {
     ),
     "storage-url": (["optim.lr=1e-4,1e-3", "hydra.sweeper.storage=nonsense"], "hydra.sweeper.storage", "sqlite:"),
     "sweep": (["+sweep=lora_quik"], "no option 'lora_quik'", "did you mean 'lora_quick'"),
+    "workers": (
+        ["optim.lr=1,2", "hydra/launcher=processes", "hydra.launcher.workers=two"],
+        "workers: is 'two'",
+        "from 1",
+    ),
+    "config": (["optim.lr=1,2", "--cfg", "job"], "a config for each trial", "--multirun"),
     "nothing": (["optim.lr=1e-4"], "nothing to vary", "+sweep=lora_quick"),
     "space": (["+hydra.sweeper.params={optim.lr: 'interval(1)'}"], "optim.lr", "interval(low, high)"),
     "reversed": (["optim.lr=interval(1e-3, 1e-5)"], "Optuna cannot search", "low below high"),

@@ -53,7 +53,7 @@ class ProcessLauncher(Launcher):
             TuneforgeError: it is no number of processes.
         """
         if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-            raise TuneforgeError("bad-value", f"is {workers!r}; wanted: a whole number from 1, or null", path=WORKERS)
+            raise TuneforgeError("bad-workers", f"is {workers!r}; wanted: a whole number from 1, or null", path=WORKERS)
         self._workers = workers
         self._children: dict[int, _Started] = {}
         self._over: dict[int, Ended] = {}

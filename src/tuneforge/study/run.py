@@ -25,10 +25,6 @@ PLACE = "TUNEFORGE_TRIAL"
 """The trial as JSON, in the environment that the job's config asks for: launchers carry it wherever that is."""
 
 
-UNKNOWN = "unknown-measure"
-"""Code of the problem that no trial of a sweep can be without."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What came of a trial."""
@@ -135,7 +131,7 @@ def _run(composed: Composed, objectives: Sequence[str]) -> Outcome:
         code = _launch(composed)
         return dataclasses.replace(outcome_of(folder, code, objectives), steps=_steps(folder))
     except TuneforgeError as error:
-        if error.problems[0].code == UNKNOWN:
+        if error.problems[0].code == "unknown-measure":
             raise  # so it would be in every trial
         return refused(error, _steps(folder))
     except Exception as error:  # ours or a library's: shown whole, and no reason to lose the other trials
@@ -175,7 +171,7 @@ def outcome_of(folder: Path, code: int, objectives: Sequence[str]) -> Outcome:
     missing = [name for name in objectives if name not in measured]
     if missing:
         raise TuneforgeError(
-            UNKNOWN,
+            "unknown-measure",
             f"is {missing[0]}, and the evaluation of this run measures no such thing",
             path="hydra.sweeper.objective",
             fix=did_you_mean(missing[0], measured),
