@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tuneforge.artifacts.curves import MAX_POINTS, Axis, Point, downsample, moving_average
+from tuneforge.artifacts.curves import MAX_POINTS, Axis, Point, downsample, more_charts, moving_average
 from tuneforge.artifacts.figures import number
 from tuneforge.artifacts.report import MAX_TEXT, write_report
 
@@ -222,7 +222,7 @@ def test_all_text_of_the_run_is_escaped(tmp_path: Path) -> None:
     hostile = Page(
         render(
             tmp_path,
-            [{**m, f"guard/{HOSTILE}": 1.0} for m in lines(100)],
+            [{**m, f"guard/{HOSTILE}": float(m["step"])} for m in lines(100)],
             config={"data": {"path": HOSTILE}, HOSTILE: {"a": HOSTILE}},
             status=HOSTILE,
             base_model=HOSTILE,
@@ -367,7 +367,15 @@ def test_the_moving_average_is_the_weighted_mean_of_what_was_seen() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "log"),
     [
-        *((0, 1, False), (0, 420, False), (1.23, 1.2301, False), (-5e-6, 2e-4, False), (0, 9e6, False), (-3, 7, False)),
+        *(
+            (0, 1, False),
+            (0, 420, False),
+            (1.23, 1.2301, False),
+            (0.11, 0.97, False),
+            (-5e-6, 2e-4, False),
+            (0, 9e6, False),
+            (-3, 7, False),
+        ),
         *((0.01, 0.9, True), (1e-8, 1e30, True), (0.3, 10, True)),
     ],
 )
@@ -380,6 +388,21 @@ def test_ticks_are_few_distinct_and_inside(low: float, high: float, log: bool) -
     for at, label in ticks:
         value = float(label.replace(",", ""))
         assert Axis(low, high, log).share(value) * 100 == pytest.approx(at, abs=0.01) if value else low <= 0
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.11, 0.97), (0.0976, 0.986), (0.45, 1.08), (2.1, 2.9), (-0.4, 0.4)])
+def test_a_low_chart_has_two_ticks_that_tell_apart(low: float, high: float) -> None:
+    labels = [label for _, label in Axis(low, high).ticks(3)]
+    assert len(set(labels)) >= 2
+    assert [round(float(label), 9) for label in labels] == sorted({round(float(label), 9) for label in labels})
+
+
+def test_what_guards_measured_is_drawn_where_it_changed_and_named_where_it_did_not() -> None:
+    metrics = [{"step": step, "train/loss": 1.0, "a/b": float(step), "c/d": 2.0} for step in (1, 2, 3)]
+    metrics[2]["e/f"] = float("nan")
+    moving, still = more_charts(metrics)
+    assert [chart.title for chart in moving] == ["a/b", "e/f"]
+    assert still == {"c/d": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -156,23 +156,42 @@ def moving_average(points: Sequence[Point], span: int) -> list[Point]:
 
 
 def charts(metrics: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[Chart]:
-    """Loss, learning rate, gradient norm and speed, then whatever else the run logged."""
-    x = Axis(0, max([1, *(m["step"] for m in metrics)]))
-
-    def single(key: str, title: str, unit: str = "", *, zero: bool = True) -> Chart | None:
-        points = _series(metrics, key)
-        return _chart(title, unit, [Line(title.lower(), "main", points, dots=len(points) <= FEW)], x, zero=zero)
-
+    """Loss, learning rate, gradient norm and speed: what every run logs."""
+    x = _steps(metrics)
     classifies = settings.get("task_recipe.objective") == "classification"
     charts = [
         _loss_chart(metrics, settings, x),
-        single("train/lr", "Learning rate"),
+        _single(metrics, "train/lr", "Learning rate", zero=True),
         _norm_chart(metrics, settings.get("trainer.gradient_clip_val") or 0, x),
-        single("train/tokens_per_s", "Speed", "tokens/s" if classifies else "supervised tokens/s"),
+        _single(metrics, "train/tokens_per_s", "Speed", "tokens/s" if classifies else "supervised tokens/s", zero=True),
     ]
-    others = dict.fromkeys(key for m in metrics for key in m if key not in CHARTED)
-    charts += [single(key, key, zero=False) for key in others]
     return [chart for chart in charts if chart]
+
+
+def more_charts(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], dict[str, float]]:
+    """Whatever else was logged, guards' measures mostly: a chart of what changed, and the value of what did not."""
+    keys = dict.fromkeys(key for m in metrics for key in m if key not in CHARTED)
+    charts, still = [], {}
+    for key in sorted(keys):
+        values = {value for _, value in _series(metrics, key)}
+        (value, *others) = values
+        if others or value is None:
+            charts.append(_single(metrics, key, key))
+        else:
+            still[key] = value
+    return [chart for chart in charts if chart], still
+
+
+def _single(
+    metrics: Sequence[Mapping[str, Any]], key: str, title: str, unit: str = "", *, zero: bool = False
+) -> Chart | None:
+    points = _series(metrics, key)
+    line = Line(title.lower(), "main", points, dots=len(points) <= FEW)
+    return _chart(title, unit, [line], _steps(metrics), zero=zero)
+
+
+def _steps(metrics: Sequence[Mapping[str, Any]]) -> Axis:
+    return Axis(0, max([1, *(m["step"] for m in metrics)]))
 
 
 def range_chart(rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggested: float) -> Chart:
@@ -266,12 +285,18 @@ def _mark(chart: Chart, step: float, value: float, text: str, css: str) -> Mark:
 
 
 def _round_values(low: float, high: float, count: int, whole: bool) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten within the range, about `count` of them."""
+    """Multiples of 1, 2 or 5 times a power of ten within the range, about `count` of them and never one alone."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    spacing = next(power * m for m in (1, 2, 5, 10) if power * m >= 0.75 * rough)
-    spacing = max(1.0, spacing) if whole else spacing
-    return [i * spacing for i in range(math.ceil(low / spacing), math.floor(high / spacing + 1e-9) + 1)]
+    spacings = [power * m for m in (0.5, 1, 2, 5, 10)]
+    wanted = next(i for i, spacing in enumerate(spacings) if spacing >= 0.75 * rough)
+
+    def values(spacing: float) -> list[float]:
+        spacing = max(1.0, spacing) if whole else spacing
+        return [i * spacing for i in range(math.ceil(low / spacing), math.floor(high / spacing + 1e-9) + 1)]
+
+    found = values(spacings[wanted])
+    return found if len(found) > 1 else values(spacings[wanted - 1])
 
 
 def _decades(low: float, high: float) -> list[float]:

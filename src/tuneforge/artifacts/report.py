@@ -18,7 +18,7 @@ import jinja2
 import yaml
 
 from tuneforge.artifacts.classes import class_tables
-from tuneforge.artifacts.curves import charts
+from tuneforge.artifacts.curves import charts, more_charts
 from tuneforge.artifacts.figures import mean, number, plain
 from tuneforge.artifacts.folder import RunFolder, read_json, read_metrics, write_text
 from tuneforge.interpolation import leaves
@@ -44,6 +44,7 @@ def write_report(root: Path) -> Path:
         "verdict": _verdict(run),
         "facts": _facts(run, metrics),
         "charts": charts(metrics, settings),
+        "more_charts": more_charts(metrics),
         "evaluations": [m for m in metrics if "eval/loss" in m],
         "measures": _measures(run),
         "events": sorted(_events(run["guards"]), key=lambda found: found[1]["step"]),
