@@ -179,3 +179,17 @@ def test_hydras_own_sweeper_can_use_it(here, tiny, capfd):
         record = json.loads((here / "sweep" / str(number) / "run.json").read_text())
         assert record["status"] == "done"
         assert f"method.r={rank}" in record["overrides"]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["joblib", "submitit_local"])
+def test_launchers_of_hydra_take_several_trials_at_a_time(here, tiny, capfd, name):
+    two = ("hydra.sweeper.n_jobs=2", *(["hydra.launcher.n_jobs=2"] if name == "joblib" else []))
+    code = run(["-m", *tiny, f"hydra/launcher={name}", *two, "hydra.sweep.dir=sweep", "method.r=4,8"])
+    assert code == 0, capfd.readouterr()
+    assert [t.state.name for t in trials(here / "sweep")] == ["COMPLETE"] * 2
+    first, second = trials(here / "sweep")
+    assert sorted(first.intermediate_values) == sorted(second.intermediate_values) == [1, 2, 3]
+    times = [json.loads((here / "sweep" / str(i) / "run.json").read_text()) for i in (0, 1)]
+    assert times[1]["started"] <= times[0]["written"]
