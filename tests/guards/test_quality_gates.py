@@ -1,7 +1,10 @@
 """The list at the end, what fails it, and runs in which nothing is wrong."""
 
+import pytest
+
 from guards.conftest import FAST, write_rows
 from helpers import SHORT
+from tuneforge.callbacks.quality_gates import QualityGates
 
 
 def gates(ran):
@@ -18,12 +21,25 @@ def test_a_healthy_short_run_of_the_defaults_fires_no_guard(command):
     }  # fmt: skip
     passed = gates(ran)
     assert len(passed) == 8
-    assert [name for name, (good, _) in passed.items() if not good] == ["forgetting within 5%"]
+    assert [name for name, (good, _) in passed.items() if not good] == ["forgetting within 5%", "samples to read"]
     assert passed["forgetting within 5%"][0] is None  # so short a run is not checked
-    assert ran.out.count("\npass ") == 7
+    assert passed["samples to read"] == (None, "1")  # and 50 are to be read before it is used
+    assert ran.out.count("\npass ") == 6
     report = (ran.folder / "report.html").read_text()
     assert "Quality gates" in report
-    assert passed["eval loss fell"][1] in report.replace("&gt;", ">")
+    told = passed["eval loss fell steadily"][1]
+    assert told.endswith(", lower than the one before at 2 of 2 evaluations")
+    assert told in report.replace("&gt;", ">")
+
+
+@pytest.mark.parametrize(
+    ("losses", "after", "passed"),
+    [([3.5, 3.2, 3.3, 3.1], 3.1, True), ([3.0, 3.5, 3.6, 3.7], 3.0, False), ([4.2, 4.1], 4.1, False), ([], 3.0, True)],
+)
+def test_a_loss_that_rises_again_has_not_fallen_steadily(losses, after, passed):
+    asked = QualityGates()
+    asked.load_state_dict({"losses": losses})
+    assert asked._fell({"eval/loss": 4.0}, {"eval/loss": after}).passed is passed
 
 
 def test_an_eval_row_in_the_train_rows_fails_and_stops_where_asked(command, tmp_path):

@@ -1,5 +1,6 @@
 """What a result must show before it is used: a list at the end of the run, each line with its number."""
 
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -12,6 +13,9 @@ from tuneforge.data.batches import Rows
 from tuneforge.errors import Problem
 from tuneforge.schema.types import PositiveInt
 
+ENOUGH_SAMPLES = 50
+"""Answers to read before a model is used: the guides say 50 to 100."""
+
 
 class QualityGates(pl.Callback):
     """Asked once, when the result is measured."""
@@ -22,6 +26,21 @@ class QualityGates(pl.Callback):
         """`warn` shows the list; `stop` makes a failed line exit code 3. `min_batch` is in documents a step."""
         self.action = action
         self.min_batch = min_batch
+        self.losses: list[float] = []
+        """Eval losses of the evaluations in training, oldest first."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses so far."""
+        return {"losses": list(self.losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self.losses = list(state_dict["losses"])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember how the loss went."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and "eval/loss" in trainer.callback_metrics:
+            self.losses.append(float(trainer.callback_metrics["eval/loss"]))
 
     def ask(self, trainer: pl.Trainer, context: Context, before: Any, after: Any) -> list[Gate]:
         """Every gate; `before` and `after` are what was measured of the base and of the result."""
@@ -48,10 +67,14 @@ class QualityGates(pl.Callback):
         return Problem("gates-failed", message, f"callbacks.{self.name}", fix=fix)
 
     def _fell(self, before: dict[str, float], after: dict[str, float]) -> Gate:
-        old, new = before.get("eval/loss"), after.get("eval/loss")
+        name, old, new = "eval loss fell steadily", before.get("eval/loss"), after.get("eval/loss")
         if old is None or new is None:
-            return Gate("eval loss fell", False, "not measured", "a measurement before and after")
-        return Gate("eval loss fell", new < old, f"{old:.4f} -> {new:.4f}", "a lower loss than the base's")
+            return Gate(name, False, "not measured", "a measurement before and after")
+        falls = sum(b < a for a, b in pairwise([old, *self.losses]))
+        told = f", lower than the one before at {falls} of {len(self.losses)} evaluations" if self.losses else ""
+        steady = new < old and 2 * falls >= len(self.losses)
+        wanted = "a lower loss than the base's, and falls at half of the evaluations (optim.lr)"
+        return Gate(name, steady, f"{old:.4f} -> {new:.4f}{told}", wanted)
 
     def _best(self, trainer: pl.Trainer) -> Gate:
         name = "best checkpoint kept"
@@ -87,4 +110,6 @@ class QualityGates(pl.Callback):
         return Gate("no guard found anything", not loud, loud or f"{len(found)} guards", "what their messages say")
 
     def _read(self, samples: int) -> Gate:
-        return Gate("samples to read", samples > 0, str(samples), "samples.num=3, and a person who reads them")
+        passed = True if samples >= ENOUGH_SAMPLES else None if samples else False
+        wanted = f"{ENOUGH_SAMPLES} before it is used (samples.num={ENOUGH_SAMPLES}), and a person who reads them"
+        return Gate("samples to read", passed, str(samples), wanted)
