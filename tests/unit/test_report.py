@@ -397,6 +397,11 @@ def test_a_low_chart_has_two_ticks_that_tell_apart(low: float, high: float) -> N
     assert [round(float(label), 9) for label in labels] == sorted({round(float(label), 9) for label in labels})
 
 
+def test_only_an_axis_of_things_that_are_counted_has_whole_ticks() -> None:
+    assert [label for _, label in Axis(0, 3, whole=True).ticks(5)] == ["0", "1", "2", "3"]
+    assert len(Axis(0.0, 0.1).ticks(5)) >= 4
+
+
 def test_what_guards_measured_is_drawn_where_it_changed_and_named_where_it_did_not() -> None:
     metrics = [{"step": step, "train/loss": 1.0, "a/b": float(step), "c/d": 2.0} for step in (1, 2, 3)]
     metrics[2]["e/f"] = float("nan")

@@ -54,6 +54,8 @@ class Axis:
     low: float
     high: float
     log: bool = False
+    whole: bool = False
+    """Its values are numbers of things: no tick lies between two of them."""
 
     def share(self, value: float) -> float:
         """0 at the low end, 1 at the high end."""
@@ -61,11 +63,11 @@ class Axis:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
-    def ticks(self, count: int, *, whole: bool = False) -> list[tuple[float, str]]:
+    def ticks(self, count: int) -> list[tuple[float, str]]:
         """(percent of the axis, label) of round values."""
         values = _decades(self.low, self.high) if self.log else []
         if len(values) < 2:
-            values = _round_values(self.low, self.high, count, whole)
+            values = _round_values(self.low, self.high, count, self.whole)
         labels = [number(v) if self.log else _tick(v, values) for v in values]
         return [(round(100 * self.share(v), 2), label) for v, label in zip(values, labels, strict=True)]
 
@@ -191,7 +193,7 @@ def _single(
 
 
 def _steps(metrics: Sequence[Mapping[str, Any]]) -> Axis:
-    return Axis(0, max([1, *(m["step"] for m in metrics)]))
+    return Axis(0, max([1, *(m["step"] for m in metrics)]), whole=True)
 
 
 def range_chart(rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggested: float) -> Chart:

@@ -19,7 +19,7 @@ class Names(Axis):
 
     names: tuple[str, ...] = ()
 
-    def ticks(self, count: int, *, whole: bool = False) -> list[tuple[float, str]]:
+    def ticks(self, count: int) -> list[tuple[float, str]]:
         """Every one of them."""
         return [(round(100 * self.share(i), 2), name) for i, name in enumerate(self.names)]
 
@@ -58,7 +58,7 @@ def history(trials: Sequence[FrozenTrial], name: str, *, lower: bool) -> Chart |
         Line("complete", "main", _scattered(done), dots=True),
         Line("pruned, its last", "eval", _scattered(pruned), dots=True),
     ]
-    return _chart("History", name, lines, Axis(0, max(1, trials[-1].number)), "trial")
+    return _chart("History", name, lines, Axis(0, max(1, trials[-1].number), whole=True), "trial")
 
 
 def intermediate(trials: Sequence[FrozenTrial], name: str) -> Chart | None:
@@ -72,7 +72,7 @@ def intermediate(trials: Sequence[FrozenTrial], name: str) -> Chart | None:
         series[trial.state is TrialState.PRUNED] += [*points, (points[-1][0], None)] if points else []
     lines = [Line("not pruned", "main", series[False], dots=True), Line("pruned", "eval", series[True], dots=True)]
     last = max((n for points in series.values() for n, _ in points), default=0)
-    return _chart("Evaluations", name, lines, Axis(1, max(2, last)), "evaluation")
+    return _chart("Evaluations", name, lines, Axis(1, max(2, last), whole=True), "evaluation")
 
 
 def slices(trials: Sequence[FrozenTrial], name: str) -> list[Chart]:
