@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tuneforge import resume, rules
+from tuneforge.artifacts.folder import read_json
 from tuneforge.compose import Composed, compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
@@ -91,9 +92,9 @@ def series(folder: Path, method: str, strategy: str) -> tuple[list[float], list[
 
 
 def differences(folder: Path, method: str, strategy: str) -> tuple[float, float]:
-    """Largest relative differences of loss and norm from the single process's; infinite where steps are missing."""
+    """Largest relative differences of loss and norm from the single process's; infinite where it did not end well."""
     one, two = series(folder, method, "single"), series(folder, method, strategy)
-    if len(two[0]) != 5:
+    if len(two[0]) != 5 or read_json(folder / f"{method}-{strategy}" / "run.json")["status"] != "done":
         return float("inf"), float("inf")
     pairs = [max(abs(a - b) / abs(a) for a, b in zip(x, y, strict=True)) for x, y in zip(one, two, strict=True)]
     return pairs[0], pairs[1]
