@@ -143,7 +143,7 @@ def test_every_trial_has_its_own_gpus(monkeypatch, tmp_path):
     dealt = launcher(monkeypatch, ["4", "5", "6", "7", "GPU-8"], devices=2)
     assert dealt.room() == dealt.workers == 2
     for gpus in list(dealt._free):
-        dealt._started(tmp_path / "0.json", gpus, tmp_path / "0.log")
+        dealt._spawned(tmp_path / "0.json", gpus, tmp_path / "0.log")
     assert started == ["4,5", "6,7"]
     assert launcher(monkeypatch, ["0", "1", "2"]).workers == 3
     assert launcher(monkeypatch, ["0", "1", "2"], workers=2).workers == 2

@@ -22,7 +22,7 @@ from tuneforge.artifacts.claim import Claim, HeldError
 from tuneforge.artifacts.folder import read_json
 from tuneforge.children import GRACE, Child, end_with_parent, passing_on
 from tuneforge.console import say
-from tuneforge.errors import EXIT_BUG, EXIT_OF, Problem, TuneforgeError
+from tuneforge.errors import EXIT_BUG, EXIT_OF, EXIT_OK, Problem, TuneforgeError
 from tuneforge.handover import pack
 from tuneforge.study.run import Job, Outcome, refused
 from tuneforge.study.slots import Ended
@@ -58,7 +58,7 @@ class ProcessLauncher(Launcher):
         self._children: dict[int, _Started] = {}
         self._over: dict[int, Ended] = {}
         """Trials that ended before they had a process."""
-        self._received: list[int] = []
+        self.stopped = EXIT_OK
         self._handovers: tempfile.TemporaryDirectory[str] | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -88,12 +88,11 @@ class ProcessLauncher(Launcher):
         waiting = {initial_job_idx + i: job for i, job in enumerate(job_overrides)}
         done: dict[int, Ended] = {}
         while len(done) < len(job_overrides):
-            while waiting and self.room() and not self._received:
+            while waiting and self.room() and not self.stopped:
                 number = min(waiting)
                 self.start(number, waiting.pop(number))
-            if self._received:
-                stopped = EXIT_OF[signal.Signals(self._received[-1])]
-                done |= {number: Outcome("interrupted", code=stopped) for number in waiting}
+            if self.stopped:
+                done |= {number: Outcome("interrupted", code=self.stopped) for number in waiting}
                 waiting.clear()
             if self._children or self._over:
                 done |= self.ended()
@@ -126,10 +125,10 @@ class ProcessLauncher(Launcher):
         log = sweep / LOGS / f"{number}.log"
         log.parent.mkdir(exist_ok=True)
         gpus = self._free.pop(0)
-        self._children[number] = _Started(self._started(handover, gpus, log), handover, gpus, log)
+        self._children[number] = _Started(self._spawned(handover, gpus, log), handover, gpus, log)
         say(f"trial {number} has started{f' on GPU {gpus}' if gpus else ''}: {log}")
 
-    def _started(self, handover: Path, gpus: str | None, log: Path) -> Child:
+    def _spawned(self, handover: Path, gpus: str | None, log: Path) -> Child:
         environment = dict(os.environ)
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
@@ -150,7 +149,8 @@ class ProcessLauncher(Launcher):
         with passing_on(lambda: [child.process for child in self._children.values()]) as received:
             while not self._over and all(c.process.poll() is None for c in self._children.values()):
                 time.sleep(0.02)
-        self._received += received
+        if received:
+            self.stopped = EXIT_OF[signal.Signals(received[-1])]
         over, self._over = self._over, {}
         for number in [n for n, c in self._children.items() if c.process.poll() is not None]:
             child = self._children.pop(number)
@@ -182,8 +182,8 @@ class ProcessLauncher(Launcher):
                 return TuneforgeError.of(Problem(**problem) for problem in told["problems"])
             return Outcome(**{**told, "values": tuple(told["values"])})
         code = child.process.returncode
-        if self._received and code:
-            return Outcome("interrupted", code=EXIT_OF[signal.Signals(self._received[-1])])
+        if self.stopped and code:
+            return Outcome("interrupted", code=self.stopped)
         if code < 0:
             why = f"its process was ended by {signal.Signals(-code).name}, mostly because the host's memory ran out"
         else:

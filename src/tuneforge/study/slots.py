@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from tuneforge.errors import EXIT_BUG, TuneforgeError
+from tuneforge.errors import EXIT_BUG, EXIT_OK, TuneforgeError
 from tuneforge.study.run import Outcome
 
 Ended = Outcome | TuneforgeError
@@ -16,6 +16,9 @@ Ended = Outcome | TuneforgeError
 @runtime_checkable
 class Slots(Protocol):
     """A place for trials."""
+
+    stopped: int
+    """Exit code of a signal that came while trials ran in other processes; 0 before."""
 
     def room(self) -> int:
         """How many more trials may be started now."""
@@ -37,6 +40,7 @@ class Batches:
         """Trials are handed to the launcher `size` at a time."""
         self._launcher = launcher
         self._size = size
+        self.stopped = EXIT_OK
         self._batch: dict[int, Sequence[str]] = {}
 
     def room(self) -> int:

@@ -160,6 +160,7 @@ class StudySweeper(Sweeper):
                 return stopped
             for number, ended in self.slots.ended().items():
                 stopped = self._take(self.running.pop(number), ended) or stopped
+            stopped = stopped or self.slots.stopped
 
     def _to_ask(self) -> int:
         """How many trials are still to be started."""
