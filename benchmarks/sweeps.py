@@ -1,7 +1,7 @@
 """What a sweep finds and what pruning saves: `python benchmarks/sweeps.py [TRIALS]`, a quarter of an hour on two cores.
 
 The space of +sweep=lora_quick on the bundled model and data, searched twice with the same seed: once with every trial
-run to its end, once with the pruner. Then the best of each and the default are trained on three other seeds.
+run to its end, once with the file's pruner. Then the best of each and the default are trained on three other seeds.
 """
 
 import statistics
@@ -50,7 +50,7 @@ def main() -> int:
     ]
     spent, means = {}, {}
     with tempfile.TemporaryDirectory() as name:
-        for pruner in ("none", "median"):
+        for pruner in ("none", "halving"):
             root = Path(name) / pruner
             study = searched(root, trials, pruner)
             spent[pruner] = sum(t.user_attrs["steps"] for t in study.trials)
@@ -64,7 +64,7 @@ def main() -> int:
         default = losses(Path(name) / "default", [])
     lines.append(f"| the default | | | | {statistics.fmean(default):.4f} ({', '.join(f'{v:.4f}' for v in default)}) |")
     print("\n".join(lines))
-    share = spent["median"] / spent["none"]
+    share = spent["halving"] / spent["none"]
     print(f"\npruning: {share:.0%} of the steps")
     return int(share > STEPS or max(means.values()) >= statistics.fmean(default))
 

@@ -115,6 +115,16 @@ def test_what_ships_searches_and_its_best_is_an_option(sweep, tmp_path, capfd):
         assert config["method"]["name"] == "lora"
 
 
+def test_a_rate_is_searched_around_the_one_that_the_config_has(sweep, capfd):
+    for options, rate in (([], 2e-3), (["optim=lion"], 4e-4), (["task_recipe=domain"], 5e-4)):
+        study = sweep("+sweep=lora_quick", *options, "hydra.sweeper.n_trials=1", folder=str(rate))
+        found = study.trials[0].distributions["optim.lr"]
+        assert (found.low, found.high) == pytest.approx((0.25 * rate, 5 * rate)), options
+        assert found.log
+    typed = sweep("+sweep=lora_quick", "optim.lr=1e-4", "hydra.sweeper.n_trials=1", folder="typed")
+    assert "optim.lr" not in typed.trials[0].params
+
+
 def test_hydras_own_sweeper_works_too(tmp_path, capfd, monkeypatch, sweep):
     from tuneforge import train
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ import optuna
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from tuneforge.compose import structure
+from tuneforge.compose import compose, structure
 from tuneforge.console import say, warn
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError
 from tuneforge.front import CONFIG_DIR, groups_in_defaults
@@ -77,11 +78,11 @@ class StudySweeper(Sweeper):
             TuneforgeError: before the first trial, with what is wrong; after it, where no trial can be.
         """
         settings = self.settings
-        self.space = Space.read(leaves(settings.params), arguments)
-        typed = {o.partition("=")[0].lstrip("+") for o in (*self.space.fixed, *self.space.swept)}
-        self.cheap = [f"{k}={hydra(v)}" for k, v in leaves(settings.trial).items() if k not in typed]
         sources = self.whole.hydra.runtime.config_sources
         config_dirs = [Path(s.path) for s in sources if s.provider == CONFIG_DIR]
+        self.space = Space.read(_params(settings, arguments, config_dirs), arguments)
+        typed = {o.partition("=")[0].lstrip("+") for o in (*self.space.fixed, *self.space.swept)}
+        self.cheap = [f"{k}={hydra(v)}" for k, v in leaves(settings.trial).items() if k not in typed]
         self.extend = _extension(settings.custom_search_space)
         shared = [*self.cheap, *self.space.fixed]
         base = check_configs(settings, self.space, shared, config_dirs, extend=self.extend, config=self.whole)
@@ -269,12 +270,30 @@ def _settings(config: DictConfig) -> Sweep:
     Raises:
         TuneforgeError: with every key and value that it cannot have.
     """
-    tree: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    # Params may refer to the config of a run, which Hydra's is not yet: our defaults are not in it.
+    params: Any = OmegaConf.to_container(config.hydra.sweeper.params)
+    node = config.hydra.sweeper.copy()
+    node._set_parent(config.hydra)
+    with read_write(node), open_dict(node):
+        node.params = {}
+    tree: Any = OmegaConf.to_container(node, resolve=True)
+    tree["params"] = params
     del tree["_target_"]
     checked = check(tree, schema=NodeType("tuneforge.schema.sweep.Sweep"))
     if checked.problems:
         raise TuneforgeError.of(dataclasses.replace(p, path=f"hydra.sweeper.{p.path}") for p in checked.problems)
     return structure(Sweep, checked.tree)
+
+
+def _params(settings: Sweep, arguments: Sequence[str], config_dirs: Sequence[Path]) -> dict[str, Any]:
+    """Key -> its values, `${...}` being what the config has that all trials start from."""
+    params = leaves(settings.params)
+    if not any("${" in str(value) for value in params.values()):
+        return params
+    tree = compose(Space.read({}, arguments).fixed, config_dirs).tree
+    found = OmegaConf.to_container(OmegaConf.create({**tree, "params": params}).params, resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def _extension(target: str | None) -> Extend | None:
