@@ -55,7 +55,7 @@ def test_the_options_are_these():
     with front() as loader:
         assert groups(loader) == OPTIONS
     assert len(FILES) == sum(map(len, OPTIONS.values())) == 87
-    assert len(OF_HYDRA) == 11
+    assert len(OF_HYDRA) == 13
 
 
 def group_of(file: Path) -> str:
