@@ -172,6 +172,7 @@ def test_gpus_have_the_names_they_were_given(monkeypatch):
     assert processes._gpus() == ["0", "1"]
 
 
+@pytest.mark.soak
 def test_hydras_own_sweeper_can_use_it(here, tiny, capfd):
     code = run(["-m", *tiny, *TWO, "hydra/sweeper=basic", "method.r=4,8", "trainer.max_steps=1"])
     assert code == 0, capfd.readouterr()
