@@ -105,6 +105,19 @@ def test_what_came_of_a_trial_reaches_the_sweep(tmp_path, ended):
     assert type(came) is type(ended)
 
 
+def test_a_signal_that_interrupts_no_trial_ends_the_sweep_too(here, tiny, capfd, monkeypatch):
+    def start(self, number, job):
+        """The trial is at its end as the signal comes."""
+        write_json(here / "sweep" / str(number) / "run.json", {"status": "done", "overrides": ["method.r=4"]})
+        self._over[number] = Outcome("complete", (1.0,), steps=3)
+        self.stopped = 143
+
+    monkeypatch.setattr(ProcessLauncher, "start", start)
+    assert run(["-m", *tiny, *TWO, "hydra.launcher.workers=1", "method.r=4,8,16"]) == 143, capfd.readouterr()
+    assert [t.state.name for t in trials(here / "sweep")] == ["COMPLETE", "WAITING", "WAITING"]
+    assert json.loads((here / "sweep" / "sweep.json").read_text())["status"] == "interrupted"
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])

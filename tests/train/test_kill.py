@@ -138,7 +138,7 @@ def whole_runs() -> dict[str, Any]:
 @pytest.mark.parametrize("seed", range(4))
 def test_five_kills_at_random_moments_of_one_run(command, tmp_path, whole_runs, seed):
     """From its imports to its export; up to twenty in all."""
-    options = (*STEPS, "trainer.max_steps=24", "trainer.val_check_interval=3")
+    options = (*STEPS, "trainer.max_steps=40", "trainer.val_check_interval=4")
     folder = tmp_path / "killed"
     if not whole_runs:
         started = time.monotonic()
@@ -160,16 +160,16 @@ def test_five_kills_at_random_moments_of_one_run(command, tmp_path, whole_runs, 
 @pytest.mark.parametrize(
     ("strategy", "kills"),
     [
-        (["strategy=ddp"], [(4, "all"), (8, "parent")]),
+        (["strategy=ddp"], [(4, "all"), (8, "parent"), (14, "saving")]),
         (["strategy=fsdp"], [(8, "all")]),
-        (["strategy=fsdp", *IN_PARTS], [(4, "saving"), (10, "saving")]),
+        (["strategy=fsdp", *IN_PARTS], [(4, "saving"), (8, "parent"), (12, "saving")]),
         pytest.param(["strategy=deepspeed_zero3"], [(4, "saving"), (10, "all")], marks=needs_deepspeed),
     ],
     ids=["ddp", "fsdp", "fsdp in parts", "deepspeed_zero3"],
 )
 def test_two_processes_killed(command, tmp_path, strategy, kills):
     """All of them, also while they save, or the parent alone: then the others save and end, and train on for nobody."""
-    options = (*STEPS, "trainer.max_steps=14", "batch.per_device=4", *strategy, "trainer.devices=2")
+    options = (*STEPS, "trainer.max_steps=20", "batch.per_device=4", *strategy, "trainer.devices=2")
     reference, folder = command(*options), tmp_path / "killed"
     assert reference.code == 0, reference.err
     for at, how in kills:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.background import Background
 from tuneforge.artifacts.room import too_large_to_gather
-from tuneforge.callbacks.guard import StepGuard, guards
+from tuneforge.callbacks.guard import guards
 from tuneforge.console import warn
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.schema.types import PositiveInt
@@ -118,8 +118,7 @@ class Checkpoints(pl.Callback):
         """Save the present step and prune. Without a score the weights were not evaluated, and are never the best."""
         self.wait(trainer)
         for guard in guards(trainer).values():
-            if isinstance(guard, StepGuard):
-                guard.catch_up(trainer, trainer.lightning_module)
+            guard.catch_up(trainer, trainer.lightning_module)
         step = trainer.global_step
         self.scores[step] = min(math.inf if math.isnan(score) else score, self.scores.get(step, math.inf))
         trainer.save_checkpoint(self.path(trainer, step), weights_only=False)

@@ -90,6 +90,9 @@ class Guard(pl.Callback):
         """What it has to say of the result in the list of quality gates; asked of guards that are off, too."""
         return []
 
+    def catch_up(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Judge what has been put off. Called by all processes alike, before weights are measured or saved."""
+
     def as_record(self) -> dict[str, Any]:
         """For run.json."""
         return {"action": self.action, "count": self.count, "events": self.events}
