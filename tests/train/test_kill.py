@@ -49,6 +49,13 @@ def kill_at(child: "subprocess.Popen[bytes]", seconds: float) -> None:
     child.wait()
 
 
+def wait_for_step(child: "subprocess.Popen[bytes]", folder: Path, step: int) -> None:
+    """Until the run has logged that many steps, those of the processes before it among them."""
+    file = folder / "metrics.jsonl"
+    while child.poll() is None and not (file.is_file() and file.read_bytes().count(b'"train/loss"') >= step):
+        time.sleep(0.005)
+
+
 def weights(folder: Path) -> bytes:
     """What the run exports."""
     (file,) = [*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors")]
@@ -136,19 +143,28 @@ def whole_runs() -> dict[str, Any]:
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(4))
-def test_five_kills_at_random_moments_of_one_run(command, tmp_path, whole_runs, seed):
-    """From its imports to its export; up to twenty in all."""
+def test_six_kills_at_random_moments_of_one_run(command, tmp_path, whole_runs, seed):
+    """One before its first step, four among its steps: twenty land in all. The sixth is about the export, where it may come late."""
     options = (*STEPS, "trainer.max_steps=40", "trainer.val_check_interval=4")
-    folder = tmp_path / "killed"
     if not whole_runs:
         started = time.monotonic()
-        assert start(tmp_path / "timed", *options).wait() == 0
-        whole_runs |= {"seconds": time.monotonic() - started, "run": command(*options)}
-    reference, whole_run, moments = whole_runs["run"], whole_runs["seconds"], random.Random(seed)
-    for _ in range(5):
-        kill_at(start(folder, *options), moments.uniform(0.4, 0.95) * whole_run)
-        if is_done(folder):
-            break
+        child = start(tmp_path / "timed", *options)
+        wait_for_step(child, tmp_path / "timed", 1)
+        whole_runs["start"] = time.monotonic() - started
+        assert child.wait() == 0
+        whole_runs["run"] = command(*options)
+    folder, moments, reference = tmp_path / "killed", random.Random(seed), whole_runs["run"]
+    early = start(folder, *options)
+    kill_at(early, moments.uniform(0.1, 0.9) * whole_runs["start"])
+    assert early.returncode == -signal.SIGKILL
+    for step in (10 * k + moments.randint(2, 7) for k in range(4)):
+        child = start(folder, *options)
+        wait_for_step(child, folder, step)
+        kill_at(child, moments.uniform(0, 0.1))
+        assert child.returncode == -signal.SIGKILL
+    last = start(folder, *options)
+    wait_for_step(last, folder, 40)
+    kill_at(last, moments.uniform(0, 1))
     if not is_done(folder):
         assert command(*options, folder=folder).code == 0
     assert shown(read_metrics(folder / "metrics.jsonl")) == shown(reference.metrics)
