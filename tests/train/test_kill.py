@@ -144,7 +144,7 @@ def whole_runs() -> dict[str, Any]:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(4))
 def test_six_kills_at_random_moments_of_one_run(command, tmp_path, whole_runs, seed):
-    """One before its first step, four among its steps: twenty land in all. The sixth is about the export, where it may come late."""
+    """One before its first step, four among its steps: twenty land in all. A sixth about the export may come late."""
     options = (*STEPS, "trainer.max_steps=40", "trainer.val_check_interval=4")
     if not whole_runs:
         started = time.monotonic()
