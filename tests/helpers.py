@@ -45,6 +45,35 @@ class Ran:
         return [m["train/loss"] for m in self.metrics if "train/loss" in m]
 
 
+@dataclass
+class Swept:
+    """A finished sweep."""
+
+    code: int
+    root: Path
+    said: str
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        return json.loads((self.root / "sweep.json").read_text())
+
+    @property
+    def study(self) -> Any:
+        import optuna
+
+        return optuna.load_study(study_name=self.kept["study"], storage=f"sqlite:///{self.root / 'study.db'}")
+
+    @property
+    def trials(self) -> list[Any]:
+        return self.study.trials
+
+    def states(self) -> list[str]:
+        return [t.state.name for t in self.trials]
+
+    def record(self, number: int) -> dict[str, Any]:
+        return json.loads((self.root / str(number) / "run.json").read_text())
+
+
 def make_model_folder(name: str, folder: Path) -> Path:
     """Save a two-layer model and a tokenizer: GPT-2's has neither pad token nor template, Gemma's adds BOS.
 

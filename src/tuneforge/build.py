@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from tuneforge import adapters, rules
+from tuneforge import adapters, rules, shared
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
 from tuneforge.artifacts.folder import RunFolder
 from tuneforge.artifacts.loggers import MetricsFile
@@ -81,7 +83,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         train_rows, eval_rows = _labelled_rows(config, rows, tokenizer, classes, max_length)
     else:
         _say_template(config, tokenizer, rows)
-        train_rows, eval_rows = _rows(config, rows, tokenizer, max_length)
+        train_rows, eval_rows = _rows(composed, rows, tokenizer, max_length)
     general = tuple(_general(config, tokenizer, max_length))
     num_classes = len(classes.names) if classes else 0
     auto = not isinstance(config.batch.per_device, int)
@@ -137,16 +139,33 @@ def _say_template(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Sour
         warn(Problem("no-effect", message, "model.chat_template"))
 
 
-def _rows(config: Config, rows: Source, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows]:
+def _rows(composed: Composed, rows: Source, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows]:
     """Train and eval rows of next tokens."""
+    config = composed.config
     options: dict[str, Any] = {
         "train_on": config.data.train_on, "max_length": max_length, "overlong": config.data.overlong,
     }  # fmt: skip
-    train, held = (encode(side, tokenizer, **options) for side in (rows.train, rows.eval))
+    train, held = _encode(composed, rows, tokenizer, options)
     _say_lost(train, max_length, config.data.overlong)
     check_labels(train.documents, tokenizer, config.data.train_on)
     train_rows, eval_rows = (Rows(side.documents, max_length, config.data.packing) for side in (train, held))
     return train_rows, eval_rows
+
+
+def _encode(
+    composed: Composed, rows: Source, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
+) -> list[Encoded]:
+    """The train and the eval side as tokens; the trials of a sweep make them once."""
+    sides = {"train": rows.train, "eval": rows.eval}
+    if composed.trial is None:
+        return [encode(side, tokenizer, **options) for side in sides.values()]
+    made_from = {"rows": rows.digests, "data": composed.tree["data"], "seed": composed.config.seed, **options}
+    made_from["tokenizer"] = shared.digest_of_tokenizer(tokenizer)
+    folder = Path(composed.trial.shared)
+    return [
+        shared.encoded(folder, {**made_from, "side": name}, partial(encode, side, tokenizer, **options))
+        for name, side in sides.items()
+    ]
 
 
 def _labelled_rows(

@@ -2,13 +2,14 @@
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from tuneforge import adapters
+from tuneforge import adapters, shared
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
@@ -16,6 +17,7 @@ from tuneforge.callbacks.trial_reports import TrialReports
 from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.objectives.classification import Classification
+from tuneforge.schema.training import TaskRecipe
 from tuneforge.sharding import Sharding
 
 
@@ -45,6 +47,51 @@ def measure(trainer: pl.Trainer, module: pl.LightningModule, loaders: pl.Lightni
         _callback(trainer, SampleAnswers).take(),
         classified.as_record() if classified else None,
     )
+
+
+def measure_base(trainer: pl.Trainer, module: Any, loaders: pl.LightningDataModule) -> Measured:
+    """The model before training. Trials of a sweep that start from the same weights measure them once, without samples:
+    those are answers of this very model, which the generation watch compares with later ones.
+    """
+    context: Context = module.context
+    if context.trial is None or context.config.samples.num:
+        return measure(trainer, module, loaders)
+    _load(trainer, module, loaders)
+    known = shared.Facts(Path(context.trial.shared), "base", _starts_from(context))
+    found = trainer.strategy.broadcast(known.read() if trainer.is_global_zero else None)
+    if found is not None:
+        return Measured(**found)
+    measured = measure(trainer, module, loaders)
+    if trainer.is_global_zero:
+        known.write(asdict(measured))
+    return measured
+
+
+def _load(trainer: pl.Trainer, module: pl.LightningModule, loaders: pl.LightningDataModule) -> None:
+    """What an evaluation does before its first row: processes meet, weights are loaded."""
+    limit, trainer.limit_val_batches = trainer.limit_val_batches, 0
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        trainer.validate(module, loaders, verbose=False)
+    finally:
+        trainer.limit_val_batches, trainer.loggers = limit, loggers
+
+
+def _starts_from(context: Context) -> dict[str, Any]:
+    """All that decides what the model before training is, and what is measured of it."""
+    tree, settled, method = context.tree, context.settled, context.method
+    quantised = method.quantization_config(getattr(torch, settled.base_dtype))
+    stored = "float32" if method.stores_fp32 else settled.base_dtype
+    hints = {f.name for f in fields(TaskRecipe)}
+    return {
+        "model": [tree["model"], stored, str(quantised)],
+        "method": [] if method.starts_as_base else tree["method"],
+        "objective": {k: v for k, v in tree["task_recipe"].items() if k not in hints},
+        "rows": shared.digest_of_rows(context.eval_rows.documents),
+        "layout": [tree["data"]["packing"], settled.max_length, settled.per_device],
+        "seed": context.config.seed,
+        "numbers": [settled.precision, context.machine.name, settled.world_size, tree["strategy"]],
+    }
 
 
 def restore_best(trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -64,6 +64,11 @@ class Method:
         """Whether the base without the adapter is no longer the model that was loaded."""
         return False
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether the changed model gives the numbers of the loaded one to the bit until it is trained."""
+        return False
+
     def quantization_config(self, dtype: torch.dtype) -> Any:
         """How the base is quantised while it loads; None: not at all."""
         return None

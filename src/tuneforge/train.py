@@ -110,7 +110,7 @@ def _train(context: "Context", record: "Record", place: "Place") -> int:
     record.watched, record.loggers = guards(trainer), trainer.loggers
 
     if place.checkpoint is None:
-        record.before = finish.measure(trainer, module, loaders)
+        record.before = finish.measure_base(trainer, module, loaders)
         if context.config.sanity.overfit_one_batch:
             overfit_one_batch(context, trainer, module, loaders)
         record.begin(trainer, module)

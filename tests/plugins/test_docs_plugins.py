@@ -134,16 +134,18 @@ def test_the_page_can_be_followed_from_top_to_bottom(workshop, follow):
             commands += 1
             if record is not None:
                 records[step.command] = record
-    assert (written, commands, len(records)) == (21, 13, 4)
-    near, cards, pulse, focal = records.values()
-    used = [[p["name"] for p in r["plugins"]] for r in (near, cards, pulse, focal)]
-    assert used == [["near"], ["cards"], ["pulse"], ["cards", "focal"]]
+    assert (written, commands, len(records)) == (23, 14, 5)
+    near, cards, pulse, watched, focal = records.values()
+    used = [[p["name"] for p in r["plugins"]] for r in (near, cards, pulse, watched, focal)]
+    assert used == [["near"], ["cards"], ["pulse"], ["pulse"], ["cards", "focal"]]
     assert all(len(p["sha256"]) == 64 and p["origin"] for r in records.values() for p in r["plugins"])
     assert (near["folder"] / "adapter" / "adapter_model.safetensors").is_file()
     template = (workshop / "plugins/cards/flashcards/cards.jinja").read_text()
     assert (cards["folder"] / "adapter" / "chat_template.jinja").read_text() == template
     metrics = [json.loads(line) for line in (pulse["folder"] / "metrics.jsonl").read_text().splitlines()]
     assert any("pulse/weight_norm" in m for m in metrics)
+    assert (watched["guards"]["norm_guard"]["count"], watched["exit"]) == (2, 0)
+    assert "How far the weights grew" in (watched["folder"] / "report.html").read_text()
     assert {"eval/loss", "eval/exact"} <= focal["metrics"]["before"].keys() & focal["metrics"]["after"].keys()
 
 
@@ -252,6 +254,16 @@ SURFACE = {
     "tuneforge.machine.Machine": [
         *("device", "kind", "name", "memory_bytes", "bf16", "fp16", "world_size", "rank"),
     ],
+    "tuneforge.callbacks.guard.Guard": [
+        *("Guard(action)", "name", "on", "path", "gauges", "state_dict()", "load_state_dict(state_dict)"),
+        *("act(trainer, problem, step)", "found(trainer, problem, step, did)", "stop(trainer, problem, step)"),
+        *("tiles()", "tables()", "gates()", "catch_up(trainer, pl_module)"),
+    ],
+    "tuneforge.callbacks.guard.Tile": ["Tile(name, value, beside)"],
+    "tuneforge.callbacks.guard.Table": ["Table(title, columns, rows, numbers, folded)"],
+    "tuneforge.callbacks.guard.Gate": ["Gate(name, passed, value, wanted)"],
+    "tuneforge.callbacks.guard.steps": ["steps(trainer, batch_idx)"],
+    "tuneforge.callbacks.guard.agreed": ["agreed(trainer, flag)"],
     "tuneforge.generation.generate": ["generate(module, prompts, max_new_tokens, stop)"],
     "tuneforge.testing.check_plugin": ["check_plugin(folder, train)"],
 }

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from helpers import Swept
+from tuneforge.cli import run
+
 
 @pytest.fixture(scope="session")
 def tiny(model_folders, tmp_path_factory):
@@ -16,3 +19,17 @@ def tiny(model_folders, tmp_path_factory):
         *("trainer.val_check_interval=0.3", "samples.num=0", "batch.effective=4", "batch.per_device=4"),
         *("callbacks.underfit_guard.action=none", "callbacks.data_guard.action=none"),
     )
+
+
+@pytest.fixture
+def sweep(tmp_path, tiny, capfd, monkeypatch):
+    """Sweep in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, folder="sweep"):
+        capfd.readouterr()
+        code = run(["-m", *tiny, f"hydra.sweep.dir={folder}", *arguments])
+        said = capfd.readouterr()
+        return Swept(code, tmp_path / folder, said.out + said.err)
+
+    return call

@@ -3,7 +3,9 @@
 import json
 
 import optuna
+import pytest
 
+from helpers import needs_deepspeed
 from tuneforge.cli import run
 
 PLUGIN = '''
@@ -14,7 +16,12 @@ import lightning.pytorch as pl
 
 
 class Tell(pl.Callback):
-    """One file a process."""
+    """Files of each process."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say that the base was measured."""
+        if trainer.state.fn == "validate" and trainer.global_step == 0:
+            Path(trainer.default_root_dir, f"measured-{trainer.global_rank}").touch()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the hash of the config that this process has, and where it stopped."""
@@ -27,7 +34,9 @@ class Tell(pl.Callback):
 '''
 
 
-def test_every_process_has_the_values_of_its_trial_and_all_are_pruned_at_one_step(tmp_path, tiny, capfd, monkeypatch):
+@pytest.fixture
+def teller(tmp_path, monkeypatch):
+    """Options with which each process tells what it runs; the working folder has the plugin."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TUNEFORGE_PLUGINS")
     package = tmp_path / "plugins" / "teller" / "teller"
@@ -38,9 +47,13 @@ def test_every_process_has_the_values_of_its_trial_and_all_are_pruned_at_one_ste
     (package.parent / "pyproject.toml").write_text(
         '[project]\nname = "teller"\nversion = "1"\n[project.entry-points."tuneforge.plugins"]\nteller = "teller"\n'
     )
+    return ("trainer.devices=2", "trainer.accelerator=cpu", "callbacks.tell._target_=teller.Tell")
+
+
+def test_every_process_has_the_values_of_its_trial_and_all_are_pruned_at_one_step(tmp_path, tiny, capfd, teller):
     code = run([
         *("-m", *tiny, "hydra.sweep.dir=sweep", "optim.lr=tag(log, interval(1e-3, 1e-1))", "hydra.sweeper.n_trials=1"),
-        *("trainer.devices=2", "strategy=ddp", "trainer.accelerator=cpu", "callbacks.tell._target_=teller.Tell"),
+        *(*teller, "strategy=ddp"),
         # Ends whatever is not yet at its end: the second evaluation is above any threshold of 0.
         *("hydra.sweeper.pruner={_target_: optuna.pruners.ThresholdPruner, upper: 0.0, n_warmup_steps: 2}",),
     ])  # fmt: skip
@@ -54,3 +67,15 @@ def test_every_process_has_the_values_of_its_trial_and_all_are_pruned_at_one_ste
     assert told[0] == told[1]
     assert told[0]["lr"] == trial.params["optim.lr"]
     assert told[0]["step"] == 2 == max(trial.intermediate_values)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("deepspeed_zero3", marks=needs_deepspeed)])
+def test_processes_agree_that_a_trial_before_has_measured_the_base(sweep, tiny, teller, strategy, tmp_path):
+    swept = sweep(*teller, f"strategy={strategy}", "method.r=4,8")
+    assert swept.code == 0, swept.said
+    assert [len(list((swept.root / n).glob("measured-*"))) for n in "01"] == [2, 0]
+    assert swept.record(0)["metrics"]["before"] == swept.record(1)["metrics"]["before"]
+    alone = tmp_path / "alone"
+    assert run([*tiny, *teller, f"strategy={strategy}", "method.r=8", f"hydra.run.dir={alone}"]) == 0
+    assert json.loads((alone / "run.json").read_text())["metrics"] == swept.record(1)["metrics"]

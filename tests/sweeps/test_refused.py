@@ -56,6 +56,16 @@ REFUSED = {
         "sqlite:",
     ),
     "storage-url": (["optim.lr=1e-4,1e-3", "hydra.sweeper.storage=nonsense"], "hydra.sweeper.storage", "sqlite:"),
+    "storage-password": (
+        ["optim.lr=1e-4,1e-3", "hydra.sweeper.storage='postgresql://me:secret@host/studies'"],
+        "postgresql://me:***@host/studies holds a password",
+        "hydra.sweeper.storage=${oc.env:STUDY_URL}",
+    ),
+    "storage-variable": (
+        ["optim.lr=1e-4,1e-3", "hydra.sweeper.storage=${oc.env:NO_SUCH_STUDY_URL}"],
+        "hydra.sweeper.storage",
+        "'NO_SUCH_STUDY_URL'",
+    ),
     "sweep": (["+sweep=lora_quik"], "no option 'lora_quik'", "did you mean 'lora_quick'"),
     "workers": (
         ["optim.lr=1,2", "hydra/launcher=processes", "hydra.launcher.workers=two"],
@@ -88,11 +98,12 @@ def test_a_sweep_that_cannot_be_is_refused_before_its_first_trial(name, refused,
     arguments, *wanted = REFUSED[name]
     said = refused("-m", *arguments)
     assert [w for w in wanted if w not in said] == [], said
+    assert "secret" not in said
     assert [p for p in tmp_path.rglob("*") if p.is_file() and p.name not in (".lock", "study.db")] == []
 
 
 def test_there_are_that_many_ways():
-    assert len(REFUSED) == 27
+    assert len(REFUSED) == 29
 
 
 def test_another_sweep_in_the_folder_is_refused(refused, tmp_path, monkeypatch):

@@ -1,62 +1,17 @@
 """Sweeps through the command line: what they leave, and trials that are pruned, fail or are killed."""
 
-import json
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
-import optuna
 import pytest
 import yaml
 
-from helpers import signal_at
+from helpers import Swept, signal_at
 from tuneforge.cli import run
 
 LR = "optim.lr=tag(log, interval(1e-4, 1e-2))"
-
-
-@dataclass
-class Swept:
-    """A finished sweep."""
-
-    code: int
-    root: Path
-    said: str
-
-    @property
-    def kept(self) -> dict[str, object]:
-        return json.loads((self.root / "sweep.json").read_text())
-
-    @property
-    def study(self) -> optuna.Study:
-        return optuna.load_study(study_name=self.kept["study"], storage=f"sqlite:///{self.root / 'study.db'}")
-
-    @property
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.trials
-
-    def states(self) -> list[str]:
-        return [t.state.name for t in self.trials]
-
-    def record(self, number: int) -> dict[str, object]:
-        return json.loads((self.root / str(number) / "run.json").read_text())
-
-
-@pytest.fixture
-def sweep(tmp_path, tiny, capfd, monkeypatch):
-    """Sweep in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments, folder="sweep"):
-        capfd.readouterr()
-        code = run(["-m", *tiny, f"hydra.sweep.dir={folder}", *arguments])
-        said = capfd.readouterr()
-        return Swept(code, tmp_path / folder, said.out + said.err)
-
-    return call
 
 
 def test_a_grid_runs_every_combination_in_order(sweep):

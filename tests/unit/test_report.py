@@ -247,6 +247,21 @@ def test_all_text_of_the_run_is_escaped(tmp_path: Path) -> None:
     ]
 
 
+def test_any_guard_can_have_tiles_and_tables_of_its_own(tmp_path: Path) -> None:
+    tile = {"name": "Rooms searched", "value": HOSTILE, "beside": "twice"}
+    open_table = {"title": "What was there", "columns": ["room", "coins"], "rows": [["attic", HOSTILE]]}
+    shown = [open_table | {"numbers": ["coins"], "folded": False}]
+    shown += [{"title": "Letters", "columns": ["from", "text"], "rows": [["me", "x" * 30_000]], "numbers": []}]
+    shown[1]["folded"] = True
+    guard = {"action": "warn", "count": 0, "events": [], "tiles": [tile], "tables": shown}
+    page = Page(render(tmp_path, guards={"house_guard": guard}))
+    assert page.tags["img"] == 0
+    at = [page.text.index(t) for t in ("Rooms searched", "twice", "What was there", "attic", "Letters", "10,000 more")]
+    assert at == sorted(at)
+    assert page.text.count(HOSTILE) == 2
+    assert ("td", "data-label", "coins") in page.attributes
+
+
 def test_values_that_are_not_finite_are_gaps_and_counted(tmp_path: Path) -> None:
     metrics = [train_line(s, math.nan if s in (4, 5) else math.inf if s == 9 else 2.0 + s / 10) for s in range(1, 11)]
     text = render(tmp_path, metrics)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tuneforge.callbacks.beside import Pace, evaluating
-from tuneforge.callbacks.guard import Gate, Guard, steps
+from tuneforge.callbacks.guard import Gate, Guard, Table, steps
 from tuneforge.callbacks.kept_states import scale_rate
 from tuneforge.console import warn
 from tuneforge.data.batches import Collate, EvalSampler, Rows
@@ -96,6 +96,20 @@ class ForgettingCheck(Guard):
         task, fall = max(self.result.items(), key=lambda item: item[1].share)
         value = f"worst of {len(self.result)}: {task} {fall.base:.4f} -> {fall.now:.4f} ({-fall.share:+.1%})"
         return [Gate(name, not self.fallen(self.result), value, "what the finding says")]
+
+    def tables(self) -> list[Table]:
+        """Each task's scores."""
+        shown = {task.name: self._told(task) for task in self._scored if task.name in self._base}
+        if not shown:
+            return []
+        numbers = ["rows", "base", "last check", "result", "change", "by chance"]
+        rows = []
+        for name, told in shown.items():
+            scores = ["" if told[at] is None else f"{told[at]:.4f}" for at in ("base", "last", "after")]
+            change = ["", ""] if told["fall"] is None else [f"{-told['fall']:+.1%}", f"{told['noise']:.1%}"]
+            metric = {"likelihood": "likelihood of a token"}.get(told["metric"], told["metric"])
+            rows.append([name, metric, f"{told['rows']:,}", *scores, *change])
+        return [Table("What the base could do", ["task", "score", *numbers], rows, numbers)]
 
     def _told(self, task: ScoredTask) -> dict[str, Any]:
         base = task.score(np.asarray(self._base[task.name]["items"]))

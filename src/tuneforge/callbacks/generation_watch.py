@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from tuneforge.callbacks.beside import Pace, evaluating
-from tuneforge.callbacks.guard import Guard, steps
+from tuneforge.callbacks.guard import Guard, Table, steps
 from tuneforge.callbacks.samples import Answer, SampleAnswers, answers, writes
 from tuneforge.errors import Problem
 from tuneforge.schema.types import Fraction, PositiveInt
@@ -109,6 +109,12 @@ class GenerationWatch(Guard):
             return record | {"idle": self.idle}
         seen = {moment: asdict(measures) for moment, measures in self._seen.items()}
         return record | {"time_share": self.pace.share, "measures": seen, "samples": self.samples}
+
+    def tables(self) -> list[Table]:
+        """What was written along the run."""
+        rows = [[f"{s['step']:,}", s["prompt"], s["answer"]] for s in self.samples]
+        columns = ["step", "prompt", "answer"]
+        return [Table("What it wrote along the run", columns, rows, ["step"], folded=True)] if rows else []
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Know whether there is anything to read."""

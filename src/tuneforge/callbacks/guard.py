@@ -1,8 +1,8 @@
 """What every guard shares: what it found is said once, kept, counted in the metrics, and can end the run in order."""
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import lightning.pytorch as pl
@@ -35,6 +35,30 @@ class Gate:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}" + (f"; wanted: {self.wanted}" if self.wanted and not self.passed else "")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of the whole run, for the top of report.html."""
+
+    name: str
+    value: str
+    beside: str = ""
+    """Smaller, under it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a guard has to show in report.html."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    """Cells as they are shown, one a column."""
+    numbers: list[str]
+    """Columns that hold numbers."""
+    folded: bool = False
+    """Of long texts, which are shown when asked for."""
 
 
 class Guard(pl.Callback):
@@ -90,12 +114,22 @@ class Guard(pl.Callback):
         """What it has to say of the result in the list of quality gates; asked of guards that are off, too."""
         return []
 
+    def tiles(self) -> list[Tile]:
+        """Its numbers of the whole run, for report.html."""
+        return []
+
+    def tables(self) -> list[Table]:
+        """What it has to show in report.html beside its findings and curves, which are there anyway."""
+        return []
+
     def catch_up(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Judge what has been put off. Called by all processes alike, before weights are measured or saved."""
 
     def as_record(self) -> dict[str, Any]:
         """For run.json."""
-        return {"action": self.action, "count": self.count, "events": self.events}
+        parts: dict[str, Sequence[Tile | Table]] = {"tiles": self.tiles(), "tables": self.tables()}
+        shown = {name: [asdict(part) for part in found] for name, found in parts.items() if found}
+        return {"action": self.action, "count": self.count, "events": self.events, **shown}
 
     def found(self, trainer: pl.Trainer, problem: Problem, *, step: int | None = None, did: str = "warned") -> None:
         """Keep a finding; the console and TensorBoard show the first of its code. Called by all processes alike."""

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 from tuneforge.callbacks.checkpoints import measured
 from tuneforge.console import say
-from tuneforge.trial import Trial
+from tuneforge.trial import Trial, storage_url
 from tuneforge.world import is_main_process
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class TrialReports(pl.Callback):
 
         return optuna.load_study(
             study_name=self.trial.study,
-            storage=self.trial.storage,
+            storage=storage_url(self.trial.storage),
             sampler=optuna.samplers.RandomSampler(),
             pruner=make_pruner(self.trial.pruner),
         )

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from tuneforge.callbacks.gpu_use import GpuUse
-from tuneforge.callbacks.guard import Gate, Guard, any_process, steps, token_ids
+from tuneforge.callbacks.guard import Gate, Guard, Tile, any_process, steps, token_ids
 from tuneforge.errors import Problem
 from tuneforge.schema.types import Fraction, PositiveInt
 
@@ -149,6 +149,17 @@ class WasteGuard(Guard):
         busy, least = use["gpu_utilisation"], self.min_use
         value = f"the GPU was busy for {busy:.0%} of the time, with at most {use['gpu_memory']:.0%} of its memory"
         return [Gate("utilisation", busy >= least, value, f"{least:.0%} or more; what {self.name} says, if it does")]
+
+    def tiles(self) -> list[Tile]:
+        """Where the time went."""
+        use, found = self.use(), []
+        if "data_wait" in use:
+            evaluating = f"{use['eval_time']:.0%} in evaluations" if "eval_time" in use else ""
+            found.append(Tile("Waiting for rows", f"{use['data_wait']:.1%} of the time", evaluating))
+        if "gpu_utilisation" in use:
+            memory = f"at most {use['gpu_memory']:.0%} of its memory"
+            found.append(Tile("GPU busy", f"{use['gpu_utilisation']:.0%} of the time", memory))
+        return found
 
     # ---- measuring
 

@@ -21,6 +21,11 @@ class Full(Method):
         """Not at all."""
         return False
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Nothing is added."""
+        return True
+
     def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PreTrainedModel:
         """The model with every parameter trainable."""
         return model.requires_grad_(True)

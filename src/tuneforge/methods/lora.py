@@ -118,6 +118,11 @@ class Lora(TargetedMethod):
         """For DoRA's magnitudes, starts from the base's directions, and copies of whole modules."""
         return self.use_dora or self.init_lora_weights not in PLAIN or bool(self.modules_to_save)
 
+    @property
+    def starts_as_base(self) -> bool:
+        """B is 0. Not with DoRA, which divides by norms and multiplies by them again."""
+        return self.init_lora_weights in ("default", "gaussian") and not self.use_dora
+
     def learning_rate_scale(self, name: str) -> float:
         """LoRA+: B matrices learn faster."""
         return self.lr_ratio if "lora_B" in name or "lora_embedding_B" in name else 1.0

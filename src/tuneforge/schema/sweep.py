@@ -29,7 +29,7 @@ class Sweep:
     max_failure_rate: Fraction = 0.5
     """Share of `n_trials` that may fail before the sweep is given up."""
     storage: str | None = None
-    """Optuna's URL of a database; null: study.db in the sweep's folder."""
+    """Optuna's URL of a database, as typed: `${oc.env:...}` stays; null: study.db in the sweep's folder."""
     study_name: str | None = None
     """null: the name of the sweep and a hash of what it searches, so that the same command finds its study."""
     params: dict[str, Any] = field(default_factory=dict)

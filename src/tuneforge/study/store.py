@@ -4,15 +4,18 @@ import datetime
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from omegaconf.errors import OmegaConfBaseException
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from tuneforge.artifacts.claim import Claim, HeldError
 from tuneforge.artifacts.folder import read_json, write_json
@@ -20,6 +23,7 @@ from tuneforge.console import say
 from tuneforge.errors import TuneforgeError
 from tuneforge.schema.sweep import Direction, Sweep
 from tuneforge.study.space import Space
+from tuneforge.trial import storage_url
 
 FILE = "sweep.json"
 """In the sweep's folder: what it is and how far it is."""
@@ -36,7 +40,7 @@ class Kept:
     """Hash of what is searched, and how."""
     study: str
     storage: str
-    """The database's URL without its password; "" for study.db in the folder."""
+    """The database's URL as typed; "" for study.db in the folder."""
     objectives: list[str]
     directions: list[Direction]
     fixed: list[str]
@@ -73,7 +77,7 @@ class Kept:
             ) from error
 
     def url(self, root: Path) -> str:
-        """Of the study, for reading it again; a password that was left out must be given anew."""
+        """Of the study, for reading it again."""
         return self.storage or local_storage(root)
 
 
@@ -137,20 +141,16 @@ def local_storage(root: Path) -> str:
     return f"sqlite:///{(root / 'study.db').resolve()}"
 
 
-def shown(url: str) -> str:
-    """A database's URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
-
-
-def open_study(url: str, name: str, directions: Sequence[Direction]) -> optuna.Study:
-    """The study of this name, made where there is none.
+def open_study(storage: str, name: str, directions: Sequence[Direction]) -> optuna.Study:
+    """The study of this name, made where there is none; `storage` is as typed.
 
     Raises:
-        TuneforgeError: the database cannot be written, or its study has other directions.
+        TuneforgeError: the database cannot be written, or its study has other directions; a password was typed.
     """
+    url = _url(storage)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.create_study(study_name=name, storage=url, directions=list(directions), load_if_exists=True)
+        study = _make_study(url, name, directions)
         study.set_user_attr("tuneforge", True)  # what can be read only is told before the first trial
     except (
         ArgumentError,
@@ -163,7 +163,7 @@ def open_study(url: str, name: str, directions: Sequence[Direction]) -> optuna.S
         first = next((e for e in (error.__cause__, error) if e is not None and str(e).strip()), error)
         raise TuneforgeError(
             "storage-not-usable",
-            f"{_safe(url)} cannot be opened and written: {str(first).strip().splitlines()[0]}",
+            f"{storage} cannot be opened and written: {str(first).strip().splitlines()[0]}",
             path="hydra.sweeper.storage",
             fix="give a URL that Optuna can write to (sqlite:////path/study.db, postgresql://..., mysql://...)",
         ) from error
@@ -171,15 +171,38 @@ def open_study(url: str, name: str, directions: Sequence[Direction]) -> optuna.S
     if present != list(directions):
         raise TuneforgeError(
             "other-sweep",
-            f"the study {name!r} of {_safe(url)} is to {', '.join(present)}, this sweep to {', '.join(directions)}",
+            f"the study {name!r} of {storage} is to {', '.join(present)}, this sweep to {', '.join(directions)}",
             path="hydra.sweeper.study_name",
             fix="name another study",
         )
     return study
 
 
-def _safe(url: str) -> str:
+def _make_study(url: str, name: str, directions: Sequence[Direction]) -> optuna.Study:
+    """Several machines that begin together all make the tables of an empty database, and all but one then fail."""
+    for pause in (0.5, 2.0):
+        try:
+            return optuna.create_study(study_name=name, storage=url, directions=list(directions), load_if_exists=True)
+        except (IntegrityError, ProgrammingError):
+            time.sleep(pause)
+    return optuna.create_study(study_name=name, storage=url, directions=list(directions), load_if_exists=True)
+
+
+def _url(storage: str) -> str:
+    path = "hydra.sweeper.storage"
     try:
-        return shown(url)
-    except ArgumentError:
-        return url.rpartition("@")[2]
+        url = storage_url(storage)
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        fix = "set the variable, on each machine that takes part"
+        raise TuneforgeError("storage-not-usable", f"{storage}: {message}", path=path, fix=fix) from error
+    with suppress(ArgumentError):  # what is no URL is told when it is opened
+        if url == storage and make_url(url).password:
+            hidden = make_url(url).render_as_string(hide_password=True)
+            raise TuneforgeError(
+                "password-in-config",
+                f"{hidden} holds a password, which files and logs would show",
+                path=path,
+                fix="put the URL into the environment: 'hydra.sweeper.storage=${oc.env:STUDY_URL}'",
+            )
+    return url

@@ -7,6 +7,7 @@ of the command line; asking and telling are here: pruned trials, reasons of fail
 import dataclasses
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -37,10 +38,12 @@ from tuneforge.study.checks import Extend, check_configs, check_search
 from tuneforge.study.run import PLACE, Outcome
 from tuneforge.study.slots import Batches, Ended, Slots
 from tuneforge.study.space import Space, override
-from tuneforge.study.store import Kept, claim, identity, local_storage, open_study, shown
+from tuneforge.study.store import Kept, claim, identity, local_storage, open_study
 from tuneforge.targets import load, why_untrusted
 from tuneforge.trial import Trial
 
+SHARED = "shared"
+"""Folder of what trials make once, in that of the sweep; gone when the sweep is done."""
 NUM_TRIALS = 20
 """Of a sweep that does not say, where it is no grid: hydra-optuna-sweeper's default."""
 
@@ -106,7 +109,7 @@ class StudySweeper(Sweeper):
         kept = Kept(
             wanted,
             self.study.study_name,
-            shown(settings.storage) if settings.storage else "",
+            settings.storage or "",
             settings.objectives,
             settings.directions,
             list(self.space.fixed),
@@ -126,6 +129,8 @@ class StudySweeper(Sweeper):
         finally:
             self.slots.close()
         kept.write(self.root, "interrupted" if code else "done")
+        if not code:
+            shutil.rmtree(self.root / SHARED, ignore_errors=True)
         Answer.of(self.root, self.study, kept).tell()
         if code:
             say(f"stopped; go on with the same command: {self.root}")
@@ -228,7 +233,9 @@ class StudySweeper(Sweeper):
             raise TuneforgeError.of(problems)
         settings = self.settings
         reported = settings.objectives[0] if len(settings.objectives) == 1 else ""
-        trial = Trial(self.storage, self.study.study_name, asked.trial.number, reported, settings.pruner)
+        trial = Trial(
+            self.storage, self.study.study_name, asked.trial.number, reported, settings.pruner, str(self.root / SHARED)
+        )
         place = {
             "hydra.sweep.dir": str(self.root),
             "hydra.sweep.subdir": str(asked.trial.number),
@@ -271,13 +278,14 @@ def _settings(config: DictConfig) -> Sweep:
         TuneforgeError: with every key and value that it cannot have.
     """
     # Params may refer to the config of a run, which Hydra's is not yet: our defaults are not in it.
-    params: Any = OmegaConf.to_container(config.hydra.sweeper.params)
+    raw: Any = OmegaConf.to_container(config.hydra.sweeper)
     node = config.hydra.sweeper.copy()
     node._set_parent(config.hydra)
     with read_write(node), open_dict(node):
-        node.params = {}
+        # Nor is a password that is in the environment to be in any file.
+        node.params, node.storage = {}, None
     tree: Any = OmegaConf.to_container(node, resolve=True)
-    tree["params"] = params
+    tree |= {"params": raw["params"], "storage": raw.get("storage")}
     del tree["_target_"]
     checked = check(tree, schema=NodeType("tuneforge.schema.sweep.Sweep"))
     if checked.problems:
