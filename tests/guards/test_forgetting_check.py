@@ -6,7 +6,9 @@ import pytest
 
 from guards.conftest import evals, found
 from helpers import SHORT, shown, signal_at
+from tuneforge.callbacks.forgetting_check import ForgettingCheck
 from tuneforge.data.known import known
+from tuneforge.data.scored import Fall
 
 ON = ("data.max_length=128", "callbacks.forgetting_check.max_share=1")
 # All weights at a rate that goes up, on answers of random digits: the documentation is gone by the fourth step.
@@ -194,3 +196,20 @@ def test_two_processes_have_the_scores_of_one(fast, task, strategy):
     watched = [ran.record["guards"]["generation_watch"] for ran in (one, two)]
     assert watched[0]["measures"]["before"] == watched[1]["measures"]["before"]
     assert [s["step"] for s in watched[1]["samples"]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("now", "noise", "passed", "said"),
+    [
+        (0.96, 0.0, True, "(-4.0%)"),
+        (0.92, 0.14, True, "which chance explains (up to 14.0%)"),
+        (0.8, 0.14, False, "(-20.0%)"),
+    ],
+)
+def test_the_gate_says_what_chance_explains(now, noise, passed, said):
+    check = ForgettingCheck()
+    check.result = {"steady": Fall(1.0, 1.0, 0.1), "facts": Fall(1.0, now, noise)}
+    (gate,) = check.gates()
+    assert gate.passed is passed
+    assert gate.value.startswith("worst of 2: facts 1.0000 -> ")
+    assert gate.value.endswith(said)

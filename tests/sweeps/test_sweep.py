@@ -140,3 +140,32 @@ def test_loss_and_forgetting_are_two_objectives(tmp_path, capfd, monkeypatch):
         falls = [task["fall"] for task in told["guards"]["forgetting_check"]["tasks"].values()]
         assert len(falls) == 2
         assert trial.values == pytest.approx([told["metrics"]["after"]["eval/loss"], max(falls)])
+
+
+@pytest.mark.parametrize(
+    ("happens", "reason"),
+    [("out of memory", "ran out of memory"), ("not a number", "eval/loss is nan")],
+)
+def test_a_trial_that_breaks_in_training_is_failed_with_its_reason_and_the_next_one_is_as_good(
+    sweep, monkeypatch, happens, reason
+):
+    import torch
+
+    from tuneforge.objectives.causal_lm import CausalLM
+
+    whole = CausalLM.loss_sum
+
+    def broken(self, batch):
+        loss = whole(self, batch)
+        if self.context.tree["method"]["r"] == 8 and self.trainer.global_step:
+            if happens == "out of memory":
+                raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+            return loss if self.model.training else loss * float("nan")
+        return loss
+
+    monkeypatch.setattr(CausalLM, "loss_sum", broken)
+    swept = sweep("method.r=4,8,16")
+    assert swept.code == 0, swept.said
+    assert swept.states() == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert reason in swept.trials[1].user_attrs["reason"]
+    assert f"failed       trial 1: {swept.trials[1].user_attrs['reason']}" in swept.said

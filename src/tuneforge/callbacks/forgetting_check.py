@@ -95,6 +95,8 @@ class ForgettingCheck(Guard):
             return [Gate(name, None, f"not measured: {self.idle or 'off'}", "")]
         task, fall = max(self.result.items(), key=lambda item: item[1].share)
         value = f"worst of {len(self.result)}: {task} {fall.base:.4f} -> {fall.now:.4f} ({-fall.share:+.1%})"
+        if self.tolerance < fall.share <= fall.noise:
+            value += f", which chance explains (up to {fall.noise:.1%})"
         return [Gate(name, not self.fallen(self.result), value, "what the finding says")]
 
     def tables(self) -> list[Table]:
