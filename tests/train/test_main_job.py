@@ -2,7 +2,6 @@
 
 import pytest
 
-
 CONTROL = 166
 """Steps of the control: two fifths of the main job, at its second evaluation."""
 
@@ -10,7 +9,7 @@ CONTROL = 166
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_the_main_job_learns_what_shuffled_answers_cannot_teach(command):
-    """The control's rate has come down to nothing by then, and the main job's has not: what it learnt is the answers."""
+    """The control's rate has come down to nothing by then, the main job's has not: it has learnt the answers."""
     ran, control = command(), command("data.shuffle_answers=true", f"trainer.max_steps={CONTROL}", "samples.num=0")
     assert ran.code == control.code == 0, ran.err + control.err
     before, after = (ran.record["metrics"][k]["eval/loss"] for k in ("before", "after"))
