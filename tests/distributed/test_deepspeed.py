@@ -2,14 +2,13 @@
 
 import importlib.metadata
 import sys
-from pathlib import Path
 
+import grid
 import pytest
 
 from helpers import SHORT, Ran, needs_deepspeed, same_adapter, shown
 from tuneforge import rules
-from tuneforge.artifacts import whole
-from tuneforge.artifacts.checkpoint_io import STATE
+from tuneforge.artifacts.folder import read_metrics
 
 PLAIN = (
     *SHORT,
@@ -21,7 +20,6 @@ PLAIN = (
 )
 ONE = (*PLAIN, "batch.per_device=4")
 TWO = (*PLAIN, "batch.per_device=2", "trainer.devices=2")
-STAGES = ("deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero2_offload", "deepspeed_zero3", "deepspeed_zero3_offload")
 
 
 def series(ran: Ran, key: str) -> list[float]:
@@ -37,31 +35,12 @@ def assert_equal(one: Ran, two: Ran) -> None:
     assert series(two, "eval/loss") == pytest.approx(series(one, "eval/loss"), rel=1e-5)
 
 
-def assert_same_checkpoint(one: Path, two: Path) -> None:
-    """The same names, shapes and types, in the same order, and the same numbers within rounding."""
-    import torch
-
-    found = [whole.newest(folder / "checkpoints")[0] for folder in (one, two)]
-    assert found[0] is not None
-    assert found[1] is not None
-    a, b = (torch.load(path / STATE, weights_only=True) for path in found)
-    assert a.keys() == b.keys()
-    assert list(a["state_dict"]) == list(b["state_dict"])
-    (first,), (second,) = a["optimizer_states"], b["optimizer_states"]
-    assert first["param_groups"] == second["param_groups"]
-    assert list(first["state"]) == list(second["state"])
-    pairs = [(a["state_dict"][k], b["state_dict"][k]) for k in a["state_dict"]]
-    pairs += [(v, second["state"][i][k]) for i, state in first["state"].items() for k, v in state.items()]
-    for x, y in pairs:
-        torch.testing.assert_close(y, x, rtol=1e-3, atol=1e-5)
-
-
 @needs_deepspeed
 def test_two_processes_train_as_one_and_leave_the_same_checkpoint(command):
     one = command(*ONE, "method=dora")
     two = command(*TWO, "method=dora", "strategy=deepspeed_zero3", "samples.num=1", "samples.max_new_tokens=2")
     assert_equal(one, two)
-    assert_same_checkpoint(one.folder, two.folder)
+    grid.assert_same_checkpoint(one.folder, two.folder)
     assert two.record["samples"]["after"]
     assert two.err == ""
     assert "deepspeed" not in two.out.lower().replace("strategy=deepspeed_zero3", "")
@@ -78,7 +57,7 @@ def test_a_run_that_was_resumed_goes_on_as_one_process_does(command):
     assert begun.code == 0, begun.err
     assert command(*options, f"resume={begun.folder}").code == 0
     assert_equal(one, begun)
-    assert_same_checkpoint(one.folder, begun.folder)
+    grid.assert_same_checkpoint(one.folder, begun.folder)
     names = [{p.name for p in (ran.folder / "model").iterdir()} for ran in (one, begun)]
     assert names[0] == names[1]
 
@@ -102,36 +81,27 @@ def test_an_older_deepspeed_is_refused(command, monkeypatch):
     assert "0.18.2 is installed" in ran.err
 
 
-# ---- the whole grid
-
-
-@pytest.fixture(scope="module")
-def singles() -> dict[str, Ran]:
-    """Runs of one process, by method."""
-    return {}
-
-
 @needs_deepspeed
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    ("method", "strategy"),
-    [
-        *((m, s) for m in ("full", "lora", "dora", "prompt_tuning") for s in STAGES),
-        *(("qlora", s) for s in STAGES if s in rules.strategies.QUANTISED_STRATEGIES[4]),
-    ],
-)
-def test_every_stage_trains_every_kind_of_method_as_one_process(command, singles, method, strategy):
-    chosen = (f"method={method}", "optim=adamw", "optim.lr=2e-5", "scheduler=constant")
-    one = singles[method] = singles.get(method) or command(*ONE, *chosen)
-    two = command(*TWO, *chosen, f"strategy={strategy}")
-    assert_equal(one, two)
-    assert_same_checkpoint(one.folder, two.folder)
-    if method == "lora":
-        options = (*TWO, *chosen, f"strategy={strategy}")
-        begun = command(*options, "trainer.max_steps=2")
-        assert command(*options, f"resume={begun.folder}").code == 0
-        assert shown(begun.metrics) == shown(two.metrics)
-        assert same_adapter(two.folder, begun.folder)
+def test_every_stage_goes_on_from_its_checkpoint_to_the_bit(tmp_path):
+    """That each trains as one process does is in the grid (test_equality.py)."""
+    assert len(grid.STAGES) == 5
+    cases = [("lora", stage) for stage in grid.STAGES]
+    more = ("scheduler=constant", "trainer.val_check_interval=2")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    grid.run(cases, 2, whole, (*more, "trainer.max_steps=4"))
+    grid.run(cases, 2, parts, (*more, "trainer.max_steps=2"))
+    handovers = []
+    for _, stage in cases:
+        resumed = (*more, "trainer.max_steps=4", f"resume={parts / f'lora-{stage}'}")
+        handovers.append(grid.handed_over(grid.composed("lora", stage, parts, resumed), parts / f"{stage}.json"))
+    grid.start("several.py", *handovers, devices=2, seconds=grid.SECONDS * len(cases))
+    for _, stage in cases:
+        one, two = (folder / f"lora-{stage}" for folder in (whole, parts))
+        metrics = [read_metrics(folder / "metrics.jsonl") for folder in (one, two)]
+        assert len([m for m in metrics[0] if "train/loss" in m]) == 4
+        assert shown(metrics[1]) == shown(metrics[0]), stage
+        assert same_adapter(one, two), stage
 
 
 @needs_deepspeed

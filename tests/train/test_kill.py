@@ -152,8 +152,8 @@ def test_six_kills_at_random_moments_of_one_run(command, tmp_path, whole_runs, s
         wait_for_step(child, tmp_path / "timed", 1)
         whole_runs["start"] = time.monotonic() - started
         assert child.wait() == 0
-        whole_runs["run"] = command(*options)
-    folder, moments, reference = tmp_path / "killed", random.Random(seed), whole_runs["run"]
+        whole_runs["folder"] = tmp_path / "timed"
+    folder, moments, reference = tmp_path / "killed", random.Random(seed), whole_runs["folder"]
     early = start(folder, *options)
     kill_at(early, moments.uniform(0.1, 0.9) * whole_runs["start"])
     assert early.returncode == -signal.SIGKILL
@@ -167,8 +167,8 @@ def test_six_kills_at_random_moments_of_one_run(command, tmp_path, whole_runs, s
     kill_at(last, moments.uniform(0, 1))
     if not is_done(folder):
         assert command(*options, folder=folder).code == 0
-    assert shown(read_metrics(folder / "metrics.jsonl")) == shown(reference.metrics)
-    assert weights(folder) == weights(reference.folder)
+    assert shown(read_metrics(folder / "metrics.jsonl")) == shown(read_metrics(reference / "metrics.jsonl"))
+    assert weights(folder) == weights(reference)
 
 
 @pytest.mark.soak
