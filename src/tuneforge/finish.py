@@ -90,6 +90,7 @@ def _starts_from(context: Context) -> dict[str, Any]:
         "rows": shared.digest_of_rows(context.eval_rows.documents),
         "layout": [tree["data"]["packing"], settled.max_length, settled.per_device],
         "seed": context.config.seed,
+        "samples": tree["samples"],
         "numbers": [settled.precision, context.machine.name, settled.world_size, tree["strategy"]],
     }
 

@@ -5,7 +5,7 @@ A file that is missing or cannot be read is made again, so that no trial waits f
 
 import hashlib
 import json
-import os
+import secrets
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -65,8 +65,7 @@ def _read_encoded(file: Path) -> Encoded | None:
 
 def _write_encoded(file: Path, found: Encoded) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Each process writes a file of its own: several may make the same rows at once.
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.npz")
+    temporary = _own(file)
     np.savez(
         temporary,
         input_ids=np.concatenate([d.input_ids for d in found.documents]).astype(np.int32),
@@ -76,6 +75,11 @@ def _write_encoded(file: Path, found: Encoded) -> None:
         counts=np.array([found.truncated, found.dropped]),
     )
     temporary.replace(file)
+
+
+def _own(file: Path) -> Path:
+    """A name of its own beside a file: trials that run at the same time make the same at once."""
+    return file.with_name(f".{file.stem}.{secrets.token_hex(8)}{file.suffix}")
 
 
 class Facts:
@@ -93,4 +97,6 @@ class Facts:
 
     def write(self, facts: Mapping[str, Any]) -> None:
         """For the trials that follow."""
-        write_json(self.file, facts)
+        temporary = _own(self.file)
+        write_json(temporary, facts)
+        temporary.replace(self.file)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -91,3 +92,18 @@ def test_rows_come_back_as_they_were_made_and_a_damaged_file_is_made_again(tmp_p
         assert file.read_bytes() == good
     shared.encoded(tmp_path, {"rows": 2}, make)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_trials_that_make_the_same_at_the_same_time_do_not_meet(tmp_path):
+    """Each writes again and again, and reads whole files only."""
+    facts = shared.Facts(tmp_path, "base", {"rows": 1})
+    written = {"metrics": {f"eval/{i}": i / 7 for i in range(2_000)}}
+
+    def work(_):
+        for _ in range(10):
+            facts.write(written)
+            assert facts.read() == written
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    assert [file.name for file in tmp_path.iterdir()] == [facts.file.name]

@@ -233,9 +233,8 @@ class StudySweeper(Sweeper):
             raise TuneforgeError.of(problems)
         settings = self.settings
         reported = settings.objectives[0] if len(settings.objectives) == 1 else ""
-        trial = Trial(
-            self.storage, self.study.study_name, asked.trial.number, reported, settings.pruner, str(self.root / SHARED)
-        )
+        shared = str((self.root / SHARED).resolve())
+        trial = Trial(self.storage, self.study.study_name, asked.trial.number, reported, settings.pruner, shared)
         place = {
             "hydra.sweep.dir": str(self.root),
             "hydra.sweep.subdir": str(asked.trial.number),
