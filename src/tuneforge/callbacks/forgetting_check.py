@@ -108,7 +108,9 @@ class ForgettingCheck(Guard):
         rows = []
         for name, told in shown.items():
             scores = ["" if told[at] is None else f"{told[at]:.4f}" for at in ("base", "last", "after")]
-            change = ["", ""] if told["fall"] is None else [f"{-told['fall']:+.1%}", f"{told['noise']:.1%}"]
+            change = (
+                ["", ""] if told["fall"] is None else [f"{-100 * told['fall']:+.1f} %", f"{100 * told['noise']:.1f} %"]
+            )
             metric = {"likelihood": "likelihood of a token"}.get(told["metric"], told["metric"])
             rows.append([name, metric, f"{told['rows']:,}", *scores, *change])
         return [Table("What the base could do", ["task", "score", *numbers], rows, numbers)]

@@ -154,11 +154,11 @@ class WasteGuard(Guard):
         """Where the time went."""
         use, found = self.use(), []
         if "data_wait" in use:
-            evaluating = f"{use['eval_time']:.0%} in evaluations" if "eval_time" in use else ""
-            found.append(Tile("Waiting for rows", f"{use['data_wait']:.1%} of the time", evaluating))
+            evaluating = f"{100 * use['eval_time']:.0f} % in evaluations" if "eval_time" in use else ""
+            found.append(Tile("Waiting for rows", f"{100 * use['data_wait']:.1f} % of the time", evaluating))
         if "gpu_utilisation" in use:
-            memory = f"at most {use['gpu_memory']:.0%} of its memory"
-            found.append(Tile("GPU busy", f"{use['gpu_utilisation']:.0%} of the time", memory))
+            memory = f"at most {100 * use['gpu_memory']:.0f} % of its memory"
+            found.append(Tile("GPU busy", f"{100 * use['gpu_utilisation']:.0f} % of the time", memory))
         return found
 
     # ---- measuring
