@@ -60,6 +60,7 @@ def test_the_whole_grid_is_equal_or_refused(tmp_path):
         records = [read_json(folder / "run.json") for folder in (one, two)]
         assert records[0]["parameters"] == records[1]["parameters"], pair
         assert records[1]["settled"]["world_size"] == (1 if strategy == "fsdp_tp" else 2), pair
+        assert records[1]["settled"]["accumulate"] == 2
         # int8 scales the activations of a pass together, and an evaluation has other rows in a pass.
         near = 1e-3 if method == "qlora_8bit" else grid.LOSS
         for moment in ("before", "after"):

@@ -2,20 +2,16 @@
 
 import pytest
 
-CONTROL = 166
-"""Steps of the control: two fifths of the main job, at its second evaluation."""
-
 
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_the_main_job_learns_what_shuffled_answers_cannot_teach(command):
-    """The control's rate has come down to nothing by then, the main job's has not: it has learnt the answers."""
-    ran, control = command(), command("data.shuffle_answers=true", f"trainer.max_steps={CONTROL}", "samples.num=0")
+    ran, control = command(), command("data.shuffle_answers=true")
     assert ran.code == control.code == 0, ran.err + control.err
     before, after = (ran.record["metrics"][k]["eval/loss"] for k in ("before", "after"))
-    (meanwhile,) = [m["eval/loss"] for m in ran.metrics if m["step"] == CONTROL and "eval/loss" in m]
+    shuffled = control.record["metrics"]["after"]["eval/loss"]
     assert after < 0.8 * before
-    assert after < meanwhile < 0.93 * control.record["metrics"]["after"]["eval/loss"]
+    assert after < 0.9 * shuffled
     samples = ran.record["samples"]
     assert [s["answer"] for s in samples["before"]] != [s["answer"] for s in samples["after"]]
     # Nothing is wrong with it, and no guard says so at any of its steps.
