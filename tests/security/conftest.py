@@ -1,0 +1,94 @@
+"""A canary: things that no config may touch, looked at before and after each test."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+MODULE = "canary_module"
+
+
+def contents(folder: Path) -> dict[str, tuple[int, str]]:
+    """Path -> mode and sha256 of everything below a folder; of a link, where it points."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            what = f"link to {os.readlink(path)}"
+        else:
+            what = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        found[str(path.relative_to(folder))] = (path.lstat().st_mode, what)
+    return found
+
+
+def children() -> set[int]:
+    """Process ids of this process's children."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+@dataclass
+class Canary:
+    """What an attack aims at. `check` fails where anything of it has changed."""
+
+    folder: Path
+    """A folder with files, which an attack tries to delete, move or write into."""
+    file: Path
+    """A file in it, which an attack tries to overwrite."""
+    mark: Path
+    """A path at which there is nothing: an attack tries to create it."""
+    variable: str
+    """An environment variable, which an attack tries to change."""
+    process: subprocess.Popen[bytes]
+    """A process, which an attack tries to end."""
+    module: str = MODULE
+    """An importable module. It creates `mark` when it is imported, or when its function `run` is called."""
+    before: dict[str, object] = field(default_factory=dict)
+
+    def state(self) -> dict[str, object]:
+        """All of it, and what an attack changes of this process."""
+        return {
+            "folder": contents(self.folder),
+            "mark": os.path.lexists(self.mark),
+            "environment": dict(os.environ),
+            "process": self.process.poll(),
+            "children": children(),
+            "module": self.module in sys.modules,
+            "working directory": Path.cwd(),
+            "signals": {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)},
+        }
+
+    def check(self) -> None:
+        """Fail where something has changed."""
+        after = self.state()
+        changed = {k: (v, after[k]) for k, v in self.before.items() if after[k] != v}
+        assert changed == {}
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canary]:
+    """A canary, checked when the test ends; the working directory is an empty folder."""
+    nest, here, modules = (tmp_path / name for name in ("nest", "here", "modules"))
+    for folder in (nest, nest / "inner", here, modules):
+        folder.mkdir()
+    (nest / "egg.txt").write_text("whole")
+    (nest / "inner" / "run.json").write_text('{"status": "done"}')
+    mark = tmp_path / "mark"
+    touch = f"from pathlib import Path\nPath({str(mark)!r}).write_text('hatched')\n"
+    (modules / f"{MODULE}.py").write_text(f"{touch}\n\ndef run(*args, **kwargs):\n    {touch.splitlines()[1]}\n")
+    monkeypatch.syspath_prepend(str(modules))
+    monkeypatch.setenv("CANARY", "sings")
+    monkeypatch.chdir(here)
+    process = subprocess.Popen(["sleep", "600"])
+    found = Canary(nest, nest / "egg.txt", mark, "CANARY", process)
+    found.before = found.state()
+    try:
+        yield found
+        found.check()
+    finally:
+        process.kill()
+        process.wait()
