@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def children() -> set[int]:
-    """Process ids of this process's children."""
+    """Process ids of this process's children that run or are not waited for."""
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
@@ -54,7 +54,8 @@ class Canary:
         return {
             "folder": contents(self.folder),
             "mark": os.path.lexists(self.mark),
-            "environment": dict(os.environ),
+            # pytest changes its own variable between the steps of a test.
+            "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
             "process": self.process.poll(),
             "children": children(),
             "module": self.module in sys.modules,
@@ -81,6 +82,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canary]:
     touch = f"from pathlib import Path\nPath({str(mark)!r}).write_text('hatched')\n"
     (modules / f"{MODULE}.py").write_text(f"{touch}\n\ndef run(*args, **kwargs):\n    {touch.splitlines()[1]}\n")
     monkeypatch.syspath_prepend(str(modules))
+    sys.modules.pop(MODULE, None)
     monkeypatch.setenv("CANARY", "sings")
     monkeypatch.chdir(here)
     process = subprocess.Popen(["sleep", "600"])
