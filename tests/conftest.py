@@ -1,17 +1,29 @@
 """Shared fixtures: runs in this process, tiny models of several architectures, and libraries kept quiet."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import fork_server
 from helpers import ARCHITECTURES, ENCODERS, Ran, make_model_folder
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # The repository's own plugins/ lies in the working directory; tests that want plugins say so.
 os.environ["TUNEFORGE_PLUGINS"] = "off"
+# Several threads for models this small wait for each other; set before torch reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Commands that a test, or the product within it, starts as processes of their own.
+subprocess.Popen = fork_server.Commands
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes are started and not forked: for what depends on the interpreter's own start."""
+    monkeypatch.setattr(subprocess, "Popen", fork_server.Started)
 
 
 @pytest.fixture
