@@ -144,6 +144,8 @@ def _rows(composed: Composed, rows: Source, tokenizer: PreTrainedTokenizerBase, 
     config = composed.config
     options: dict[str, Any] = {
         "train_on": config.data.train_on, "max_length": max_length, "overlong": config.data.overlong,
+        "on_bad": config.data.on_bad, "special_tokens": config.data.special_tokens_in_text,
+        "max_turn_documents": config.data.max_turn_documents,
     }  # fmt: skip
     train, held = _encode(composed, rows, tokenizer, options)
     _say_lost(train, max_length, config.data.overlong)

@@ -63,6 +63,12 @@ class Data(Pluggable):
     """Several documents share a row, best fit, with restarting positions: exact and free of padding."""
     train_on: Literal["assistant", "all"] = "assistant"
     """assistant: loss on answers only, end-of-turn token included; all: on every token of the document."""
+    special_tokens_in_text: Literal["warn", "escape", "refuse"] = "warn"
+    """What happens to a row whose text names a special token, such as `<|im_end|>` in a question. warn: it becomes that
+    token; escape: it is encoded as plain text; refuse: it is a bad row (`on_bad`)."""
+    max_turn_documents: PositiveInt = 16
+    """Documents made of one conversation at most, where the chat template writes earlier turns differently and each
+    answer is a document with its own history. Of more answers, these are taken evenly."""
     split: Split = field(default_factory=Split)
     """How train and eval are divided."""
     replay: Replay = field(default_factory=Replay)

@@ -1,0 +1,96 @@
+"""What a chat template writes around an answer, found by rendering a conversation of placeholders."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tuneforge.data.rendering import apply_template
+from tuneforge.errors import TuneforgeError
+
+PLACEHOLDER = "Zqxj"
+"""Stands for an answer. Plain letters: templates look for tags such as `<think>` in answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnMarks:
+    """The text and tokens around an answer; empty where the tokenizer has no template, or it renders no plain chat."""
+
+    generation_prompt: str = ""
+    """Text that asks for an answer, such as `<|im_start|>assistant\\n`."""
+    end: str = ""
+    """Text between an answer and the whitespace after it, such as `<|im_end|>`."""
+    end_ids: tuple[int, ...] = ()
+    """Tokens of `end` at which generation must stop; empty where the end is ordinary text."""
+    trims: bool = True
+    """The template strips whitespace around an answer."""
+
+
+def turn_marks(tokenizer: PreTrainedTokenizerBase) -> TurnMarks:
+    """The marks of the tokenizer's template."""
+    if not tokenizer.chat_template:
+        return TurnMarks()
+    user = {"role": "user", "content": "Hi"}
+    for before in ([user], [{"role": "system", "content": "Hi"}, user]):
+        try:
+            asked, prompted = (apply_template(tokenizer, before, "", generate=g) for g in (False, True))
+            answered = apply_template(tokenizer, [*before, _answer(PLACEHOLDER)], "")
+            spaced = apply_template(tokenizer, [*before, _answer(f" {PLACEHOLDER} ")], "")
+        except TuneforgeError:  # a template of another kind of conversation; its rows are judged one by one
+            continue
+        if answered.count(PLACEHOLDER) != 1:
+            return TurnMarks()
+        end = answered.partition(PLACEHOLDER)[2].strip()
+        return TurnMarks(
+            generation_prompt=prompted.removeprefix(asked) if prompted.startswith(asked) else "",
+            end=end,
+            end_ids=tuple(_end_ids(tokenizer, end)),
+            trims=spaced == answered,
+        )
+    return TurnMarks()
+
+
+def _answer(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerBase, end: str) -> Iterator[int]:
+    """Special tokens of a turn's end; else its added tokens; else the one token that it is."""
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
+    added = tokenizer.added_tokens_decoder
+    for wanted in (
+        [i for i in ids if i in added and added[i].special],
+        [i for i in ids if i in added],
+        ids if len(ids) == 1 else [],
+    ):
+        if wanted:
+            yield from dict.fromkeys(wanted)
+            return
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, marks: TurnMarks, base: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Every token that ends a generation: those of the base's generation config, EOS, and the end of a turn."""
+    known = [] if base is None else [base] if isinstance(base, int) else list(base)
+    return tuple(i for i in dict.fromkeys([*known, tokenizer.eos_token_id, *marks.end_ids]) if i is not None)
+
+
+def end_texts(tokenizer: PreTrainedTokenizerBase, marks: TurnMarks) -> tuple[str, ...]:
+    """Texts of the tokens that end an answer: an answer of the data that ends in one gets no second one."""
+    ids = [i for i in stop_ids(tokenizer, marks, None) if i in tokenizer.added_tokens_decoder]
+    return tuple(str(tokenizer.added_tokens_decoder[i]) for i in ids)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase, marks: TurnMarks) -> re.Pattern[str] | None:
+    """Matches the texts that become control tokens: special ones, and those that open or end a turn.
+
+    Other added tokens (`<think>`, `<table>`, runs of spaces) are ordinary text to write.
+    """
+    added = {str(t): t for t in tokenizer.added_tokens_decoder.values()}
+    found = {text for text, token in added.items() if token.special}
+    found |= {text for text in added if text in marks.end and not text.isspace()}
+    opening = [text for text in added if marks.generation_prompt.startswith(text) and not text.isspace()]
+    found |= set(opening)
+    longest_first = sorted((text for text in found if text), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
