@@ -9,6 +9,7 @@ import pytest
 
 import fork_server
 from helpers import ARCHITECTURES, ENCODERS, Ran, make_model_folder
+from shared_runs import SharedRuns
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,6 +44,13 @@ def command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., 
         return Ran(code, where, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> SharedRuns:
+    """Finished runs by their options, shared by all tests: they are looked at and never written into."""
+    base = tmp_path_factory.getbasetemp()
+    return SharedRuns((base if worker_id == "master" else base.parent) / "finished")
 
 
 @pytest.fixture

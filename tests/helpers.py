@@ -1,8 +1,10 @@
 """What several test files share: tiny models and tokenizers, a finished command, the options of a short run."""
 
+import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,11 @@ class Ran:
     @property
     def losses(self) -> list[float]:
         return [m["train/loss"] for m in self.metrics if "train/loss" in m]
+
+    def copied(self, folder: Path) -> "Ran":
+        """The same in a folder that a test may write into."""
+        shutil.copytree(self.folder, folder)
+        return dataclasses.replace(self, folder=folder)
 
 
 @dataclass
