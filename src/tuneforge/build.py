@@ -189,7 +189,7 @@ def _general(config: Config, tokenizer: PreTrainedTokenizerBase, max_length: int
     """The documents that `regularise.ewc` measures on; none where it is off."""
     if not config.regularise.ewc:
         return []
-    examples = general_examples(config.regularise.path, config.regularise.rows, config.seed)
+    examples = general_examples(config.regularise.path, config.regularise.rows, config.seed, "regularise.path")
     return encode(examples, tokenizer, train_on="all", max_length=max_length, overlong="truncate").documents
 
 

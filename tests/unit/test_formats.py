@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tuneforge.data.formats import FORMATS, Example, Message, convert, recognise, shuffle_answers
+from tuneforge.data.formats import FORMATS, Example, Message, convert, recognise
 from tuneforge.data.rows import Row
+from tuneforge.data.shuffle import shuffle_answers
 from tuneforge.errors import TuneforgeError
 
 USER: Message = {"role": "user", "content": "hi"}
@@ -60,7 +61,7 @@ GOOD: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "chat, assistant first": ("chat", {"messages": [ANSWER]}, {"messages": (ANSWER,)}),
     "chat, extra keys": (
         "chat",
-        {"id": 3, "tools": None, "messages": [USER | {"name": "x", "weight": 0}, ANSWER | {"tool_calls": None}]},
+        {"id": 3, "tools": None, "messages": [USER | {"name": "x", "weight": 1}, ANSWER | {"tool_calls": None}]},
         {"messages": CHAT},
     ),
     "ShareGPT": ("chat", {"conversations": [HUMAN, GPT]}, {"messages": CHAT}),
@@ -136,6 +137,8 @@ def test_an_example_keeps_origin_group_and_held_out() -> None:
 
 # Recognition
 
+OTHER_NAMES = "  columns under other names: data.columns.OURS=YOURS, for example data.columns.instruction=question"
+
 
 def test_columns_that_fit_nothing_are_listed_with_the_near_misses() -> None:
     path, message, fix = refused(recognise, rows({"instructions": "a", "OUTPUT": "b", "id": 1}))
@@ -144,13 +147,14 @@ def test_columns_that_fit_nothing_are_listed_with_the_near_misses() -> None:
         "the columns do not fit any known format; found: 'instructions', 'OUTPUT', 'id' (first row: r.jsonl:1)"
     )
     assert fix.splitlines() == [
-        "column 'OUTPUT' is close to 'output': rename it",
-        "  column 'instructions' is close to 'instruction': rename it",
+        "column 'OUTPUT' is close to 'output': rename it, or data.columns.output=OUTPUT",
+        "  column 'instructions' is close to 'instruction': rename it, or data.columns.instruction=instructions",
         "  columns wanted:",
-        "    alpaca: instruction + output, optional input, system",
-        "    chat: messages or conversations",
-        "    prompt_completion: prompt + completion",
+        "    alpaca: instruction + output, optional input, system, history",
+        "    chat: messages or conversations, optional system",
+        "    prompt_completion: prompt + completion, optional system, history",
         "    text: text",
+        OTHER_NAMES,
     ]
 
 
@@ -158,7 +162,7 @@ def test_a_wanted_format_that_does_not_fit_lists_its_own_columns_only() -> None:
     path, message, fix = refused(recognise, rows({"text": "a"}), "chat")
     assert path == "data.format"
     assert message == "the columns do not fit format 'chat'; found: 'text' (first row: r.jsonl:1)"
-    assert fix.splitlines() == ["columns wanted:", "    chat: messages or conversations"]
+    assert fix.splitlines() == ["columns wanted:", "    chat: messages or conversations, optional system", OTHER_NAMES]
 
 
 def test_an_unknown_format_is_refused_with_the_near_name() -> None:
@@ -247,7 +251,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "tool calls": ("chat", {"messages": [USER, ANSWER | {"tool_calls": [{"id": 1}]}]},
                    "turn 2 of 'messages' has 'tool_calls', which is not supported and would be lost"),
     "weight": ("chat", {"messages": [USER, ANSWER | {"weight": 0}]},
-               "turn 2 of 'messages' has weight 0, which is not supported: it would be learnt"),
+               "every assistant turn is marked to be without loss, so there is nothing to learn"),
     "tools": ("chat", {"messages": list(CHAT), "tools": [{}]},
               "'tools' is not supported: the tools would be missing from the prompt"),
     "turns and text": ("prompt_completion", {"prompt": [USER], "completion": "ho"},
@@ -264,7 +268,8 @@ def test_a_bad_row_is_named_with_its_reason(case: str) -> None:
     path, message, fix = refused(convert, rows(good, fields), name)
     assert path == "data.path"
     assert message == f"1 of 2 rows cannot be used as {name!r}:\n  r.jsonl:2: {reason}"
-    assert fix == "correct these rows, or leave them out: data.on_bad=skip"
+    column = "; to leave a column unread: data.columns.tools=null" if case == "tools" else ""
+    assert fix == "correct these rows, or leave them out: data.on_bad=skip" + column
 
 
 def test_many_bad_rows_are_one_error_with_five_of_them() -> None:

@@ -5,16 +5,12 @@ import glob
 import io
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneforge.data.rows import Row, first_few, kind_of
+from tuneforge.data.rows import GROUP_COLUMNS, Row, first_few, kind_of, parse_json, twice
 from tuneforge.errors import TuneforgeError, near
-
-GROUP_COLUMNS = ("group", "conversation_id", "document_id")
-"""Columns that say which rows belong together; the first one with a value counts."""
 
 _SHOWN = 3
 """Broken lines that a message spells out; the rest are counted."""
@@ -182,21 +178,6 @@ def _group(fields: Mapping[str, Any]) -> str:
     return ""
 
 
-def _parse(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError(f"one object has these keys twice: {_twice([key for key, _ in pairs])}")
-    return fields
-
-
-def _twice(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name, count in Counter(names).items() if count > 1)
-
-
 def _why(error: ValueError | RecursionError) -> str:
     """What is wrong with some JSON; besides its syntax that is a doubled key, too many digits or too deep nesting."""
     if isinstance(error, json.JSONDecodeError):
@@ -214,7 +195,7 @@ def _jsonl(raw: bytes, name: str) -> list[Row]:
         if not line.strip():
             continue
         try:
-            value = _parse(line)
+            value = parse_json(line)
         except (ValueError, RecursionError) as error:
             broken.append(f"line {number}, {_why(error)}")
             continue
@@ -230,7 +211,7 @@ def _jsonl(raw: bytes, name: str) -> list[Row]:
 
 def _jsonl_fix(text: str) -> str:
     try:
-        _parse(text)
+        parse_json(text)
     except (ValueError, RecursionError):
         return "wanted on every line: one JSON object with the row's columns"
     return "the file as a whole is one JSON value: rename it to .json"
@@ -239,7 +220,7 @@ def _jsonl_fix(text: str) -> str:
 def _json(raw: bytes, name: str) -> list[Row]:
     text = _text(raw, name)
     try:
-        value = _parse(text)
+        value = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise _json_error(error, text, name) from None
     if isinstance(value, dict):
@@ -275,7 +256,7 @@ def _json_error(error: ValueError | RecursionError, text: str, name: str) -> Tun
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(_parse(text), dict)
+        return isinstance(parse_json(text), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -303,7 +284,7 @@ def _table(text: str, name: str, delimiter: str) -> list[Row]:
     if len(set(header)) < len(header):
         raise _error(
             "broken-header",
-            f"the header of {name} names columns twice: {_twice(header)}",
+            f"the header of {name} names columns twice: {twice(header)}",
             "give each column its own name",
         )
     other = next((mark for mark in ",;\t|" if len(header) == 1 and mark in header[0]), "")
@@ -354,7 +335,7 @@ def _parquet(raw: bytes, name: str) -> list[Row]:
         if len(set(columns)) < len(columns):
             raise _error(
                 "broken-header",
-                f"{name} has columns of the same name: {_twice(columns)}",
+                f"{name} has columns of the same name: {twice(columns)}",
                 "give each column its own name",
             )
         records: list[dict[str, Any]] = table.to_pylist()

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tuneforge.console import say, warn
-from tuneforge.data.chat_spans import Chat, Located, answer_alone, answer_spans
+from tuneforge.data.chat_spans import Chat, Located, Span, answer_alone, answer_spans
 from tuneforge.data.control_text import (
     CUT,
     escape,
@@ -119,18 +119,20 @@ class Renderer:
         whole = chat.rendered()
         if self.train_on == "all":
             self._count_dropped(chat.messages, whole, origin)
-            return [Rendered(whole, ((0, len(whole)),), origin)]
+            return [Rendered(whole, _outside(chat, whole, example.without_loss), origin)]
+        learnt = example.answers
         others = [m for m in chat.messages if m["role"] != "assistant"]
         spans = answer_spans(chat, whole)
         if spans is not None:
             self._count_dropped(others, whole, origin)
-            return [Rendered(whole, tuple(spans), origin)]
+            asked = tuple(span for i, span in zip(chat.answers, spans, strict=True) if i in learnt)
+            return [Rendered(whole, asked, origin)]
         # Templates that drop earlier reasoning, or move the system prompt, write an old turn differently from a new
         # one: then each answer becomes a document with the history it will really be generated after.
-        found = [answer_alone(chat, i, self.marks) for i in _spread(chat.answers, self.max_turn_documents)]
-        before = [m for m in chat.messages[: chat.answers[-1]] if m["role"] != "assistant"]
+        found = [answer_alone(chat, i, self.marks) for i in _spread(learnt, self.max_turn_documents)]
+        before = [m for m in chat.messages[: learnt[-1]] if m["role"] != "assistant"]
         self._count_dropped(before, found[-1].text, origin)
-        self._count_rewritten(whole, found, len(chat.answers))
+        self._count_rewritten(whole, found, len(learnt))
         return [Rendered(one.text, (one.span,), origin) for one in found]
 
     def _count_dropped(self, messages: Sequence[dict[str, Any]], text: str, origin: str) -> None:
@@ -183,6 +185,29 @@ class Renderer:
         )
         fix = "raise data.max_turn_documents, split long conversations, or use a template that keeps earlier turns"
         warn(Problem("answers-left-out", message + left, "data.max_turn_documents", fix=fix))
+
+
+def _outside(chat: Chat, whole: str, without_loss: frozenset[int]) -> tuple[Span, ...]:
+    """The rendered chat less the turns that are marked to be without loss.
+
+    Raises:
+        TuneforgeError: the template writes such a turn differently with later turns after it.
+    """
+    spans, start = [], 0
+    for i in sorted(without_loss):
+        before, upto = chat.rendered(i) if i else "", chat.rendered(i + 1)
+        if not whole.startswith(upto) or not upto.startswith(before):
+            raise TuneforgeError(
+                "template-splits-wrongly",
+                f"the chat template writes turn {i + 1} of {chat.origin} differently with the turns after it, "
+                "so it cannot be left out of the loss",
+                path="model.chat_template",
+                fix="use data.train_on=assistant, another template (model.chat_template=plain, or a Jinja file), or "
+                "leave such rows out: data.on_bad=skip",
+            )
+        spans.append((start, max(start, len(before))))
+        start = len(upto)
+    return tuple((a, b) for a, b in (*spans, (start, len(whole))) if a < b)
 
 
 def _spread(turns: Sequence[int], at_most: int) -> list[int]:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from tuneforge.data.encode import Document, encode, tokenise
-from tuneforge.data.formats import RowError, convert, recognise
+from tuneforge.data.formats import RowError
 from tuneforge.data.known import known
+from tuneforge.data.reading import KEY, about, read_examples
 from tuneforge.data.rows import Row, first_few, kind_of
 from tuneforge.data.source import sample
 from tuneforge.data.template import Rendered
@@ -131,11 +132,12 @@ def read_tasks(
         node = nodes.get(name, default)
         options: Any = {"metric": node["metric"], "at_most": node["rows"], "max_length": max_length, "seed": seed}
         source = {"_target_": FILE, **{k: v for k, v in node.items() if k not in ("metric", "rows")}}
+        where = f"{path}.{name}"
         try:
-            rows = make(source) if nodes else known()[name]
-            tasks.append(scored_task(name, rows, tokenizer, **options))
+            with about(where, fixed=True):
+                rows = make(source) if nodes else known()[name]
+                tasks.append(scored_task(name, rows, tokenizer, key=where, **options))
         except TuneforgeError as error:
-            where = f"{path}.{name}"
             raise TuneforgeError.of([dataclasses.replace(p, path=where) for p in error.problems]) from error
     return tasks
 
@@ -149,6 +151,7 @@ def scored_task(
     at_most: int,
     max_length: int,
     seed: int,
+    key: str = KEY,
 ) -> ScoredTask:
     """Tokenise a task's rows: `choices` makes them questions, else any format that can be trained on is text.
 
@@ -159,7 +162,7 @@ def scored_task(
     digest = hashlib.sha256(repr([dataclasses.astuple(row) for row in chosen]).encode()).hexdigest()
     if any("choices" in row.fields for row in chosen[:1]):
         return _questions(name, chosen, tokenizer, metric=metric, max_length=max_length, digest=digest)
-    examples = convert(chosen, recognise(chosen))[0]
+    examples = read_examples(chosen, key=key).examples
     encoded = encode(examples, tokenizer, train_on="assistant", max_length=max_length, overlong="truncate")
     return ScoredTask(name, "likelihood", encoded.documents, digest=digest)
 

@@ -4,21 +4,25 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tuneforge.console import warn
+from tuneforge.data.columns import check_columns
+from tuneforge.data.examples import Example, alike
 from tuneforge.data.file import file
-from tuneforge.data.formats import Example, convert, recognise, shuffle_answers
 from tuneforge.data.labels import Labels, labels_of
 from tuneforge.data.pydoc import pydoc_text
+from tuneforge.data.reading import KEY, Read, about, read_examples
 from tuneforge.data.rows import Row
+from tuneforge.data.shuffle import shuffle_answers
 from tuneforge.data.split import split
 from tuneforge.errors import TuneforgeError
 from tuneforge.schema.data import Data, Replay
 from tuneforge.targets import make
 
 T = TypeVar("T")
+EVAL_KEY = "data.split.eval_path"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Source:
     """General examples among `train`."""
     labels: Labels | None = None
     """The classes, for classification."""
+    metadata: tuple[str, ...] = ()
+    """Columns about a row, which nothing is learnt from."""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Other columns and turn keys that the format does not read -> rows that have them."""
+    skipped: int = 0
+    """Rows left out with data.on_bad=skip."""
 
     @property
     def digest(self) -> str:
@@ -50,18 +60,14 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
         TuneforgeError: a file, row or split that cannot be used, named.
     """
     rows: list[Row] = make(node)
-    form = recognise(rows, data.format)
-    examples, skipped = convert(rows, form, data.on_bad)
-    if skipped:
-        first = skipped[0].message
-        warn(f"{len(skipped)} of {len(rows)} rows do not fit the format and were skipped; the first: {first}")
-    digests = {"data.path" if data.path else "data": _digest(rows)}
+    check_columns(data.columns, rows)
+    read = read_examples(rows, data.format, data.columns, data.on_bad)
+    digests = {KEY if data.path else "data": _digest(rows)}
     if data.split.eval_path is not None:
-        held_rows: list[Row] = make({**node, "path": data.split.eval_path})
-        digests["data.split.eval_path"] = _digest(held_rows)
-        train, held = examples, convert(held_rows, recognise(held_rows, form), data.on_bad)[0]
+        train, held_rows, held = _with_eval_file(data, node, read)
+        digests[EVAL_KEY] = _digest(held_rows)
     else:
-        train, held = split(examples, by=data.split.by, eval_fraction=data.split.eval_fraction, seed=seed)
+        train, held = split(read.examples, by=data.split.by, eval_fraction=data.split.eval_fraction, seed=seed)
     _check_sides(train, held)
     labels = labels_of(train, held, data.labels)
     if data.shuffle_answers:
@@ -71,14 +77,31 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
     if general:
         digests["data.replay.path"] = _digest(general)
     return Source(
-        format=form,
+        format=read.format,
         train=[*train, *general],
         eval=sample(held, min(filter(None, (data.max_rows, data.split.max_eval_rows)), default=0), seed),
         digests=digests,
         num_rows=len(rows),
         num_replayed=len(general),
         labels=labels,
+        metadata=read.leftover.metadata,
+        unread={name: count.rows for name, count in {**read.leftover.columns, **read.leftover.keys}.items()},
+        skipped=read.skipped,
     )
+
+
+def _with_eval_file(data: Data, node: Mapping[str, Any], read: Read) -> tuple[list[Example], list[Row], list[Example]]:
+    """The train examples, and the rows and examples of `data.split.eval_path`."""
+    with about(EVAL_KEY):
+        rows: list[Row] = make({**node, "path": data.split.eval_path})
+        columns = {ours: own for ours, own in data.columns.items() if own is None or own in _names(rows)}
+        held = read_examples(rows, read.format, columns, data.on_bad, EVAL_KEY).examples
+    both = alike([*read.examples, *held])
+    return both[: len(read.examples)], rows, both[len(read.examples) :]
+
+
+def _names(rows: Sequence[Row]) -> set[str]:
+    return {name for row in rows for name in row.fields}
 
 
 def slice_of(rows: Source, share: float, at_least: int, seed: int) -> Source:
@@ -92,20 +115,23 @@ def _replayed(replay: Replay, count: int, seed: int) -> list[Example]:
     if not replay.fraction:
         return []
     wanted = max(1, round(count * replay.fraction / (1 - replay.fraction)))
-    general = general_examples(replay.path, wanted, seed)
+    general = general_examples(replay.path, wanted, seed, "data.replay.path")
     if wanted > len(general):
         warn(f"data.replay wants {wanted} general rows and {replay.path} has {len(general)}: all of them are used")
     return general
 
 
-def general_examples(path: str, count: int, seed: int) -> list[Example]:
+def general_examples(path: str, count: int, seed: int, key: str) -> list[Example]:
     """Up to `count` examples of a file of any format, or of the standard library's documentation (`bundled`).
 
     Raises:
         TuneforgeError: a file that cannot be read.
     """
-    rows = [r for r in pydoc_text() if not r.held_out] if path == "bundled" else file(path=path)
-    return sample(convert(rows, recognise(rows), "skip")[0], count, seed)
+    if path == "bundled":
+        rows = [row for row in pydoc_text() if not row.held_out]
+        return sample(read_examples(rows, key=key).examples, count, seed)
+    with about(key, fixed=True):
+        return sample(read_examples(file(path=path), on_bad="skip", key=key).examples, count, seed)
 
 
 def _check_sides(train: Sequence[Example], held: Sequence[Example]) -> None:

@@ -51,6 +51,9 @@ class Data(Pluggable):
     format: Literal["auto", "alpaca", "chat", "prompt_completion", "text", "classification"] | str = "auto"
     """auto: recognised from the columns, but for classification: raw text may have labels too. A plugin's own: the
     dotted path of a function from a row to an example."""
+    columns: dict[str, str | None] = field(default_factory=dict)
+    """Names of your columns, for rows that have other names: `data.columns.instruction=question`. null: the column of
+    this name is left unread, and counted as metadata."""
     labels: list[str] | None = None
     """Classes in the order of their ids, for classification. null: those of the train rows, sorted."""
     on_bad: Literal["error", "skip"] = "error"
