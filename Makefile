@@ -6,8 +6,15 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 # Tests at a time, each with one thread: two with two threads each slow each other four times.
 WORKERS ?= 2
+# Minutes on 2 idle cores, shown at the end and kept as the project grows: who adds, pays (CONTRIBUTING.md).
+BUDGET      := 12
+SOAK_BUDGET := 28
+NOW         := $(shell date +%s)
+# Whole files go to a worker, the dearest first (tests/costs.json).
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --since $(NOW)
+FILES  = --dist loadfile --no-loadscope-reorder
 
-.PHONY: help run test check lint types contracts suite soak test-gpu tiny clean
+.PHONY: help run test check lint types contracts suite soak soak-full test-gpu tiny clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -20,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP) ## fine-tune the bundled model on bundled text (about 3 minutes on 2 CPU cores); ARGS="..." are overrides
 	$(BIN)/python -m tuneforge $(ARGS)
 
-test: check suite ## lint, types, import contracts and the suite
+test: check suite ## lint, types, import contracts and the suite (budget: 12 minutes)
 
 check: lint types contracts
 
@@ -36,11 +43,13 @@ contracts: $(STAMP)
 	$(BIN)/lint-imports
 
 suite: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not soak and not gpu"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile plugins
+	$(PYTEST) $(FILES) --budget $(BUDGET) -m "not soak and not soak_full and not gpu"
 
-soak: $(STAMP) ## what is too long for the suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m soak
+soak: $(STAMP) ## what is too long for the suite, as CI runs it (budget: 28 minutes)
+	$(PYTEST) --dist worksteal --budget $(SOAK_BUDGET) -m soak
+
+soak-full: $(STAMP) ## everything that is too long for the suite, also for CI (docs/testing.md: its last run)
+	$(PYTEST) --dist worksteal -m "soak or soak_full"
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu -rs

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fork_server
+from costs import Costs
 from helpers import ARCHITECTURES, ENCODERS, Ran, make_model_folder
 from shared_runs import SharedRuns
 
@@ -19,6 +20,19 @@ os.environ["TUNEFORGE_PLUGINS"] = "off"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Commands that a test, or the product within it, starts as processes of their own.
 subprocess.Popen = fork_server.Commands
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of costs.py."""
+    parser.addoption("--budget", type=float, metavar="MINUTES", help="what the whole may take, shown at the end")
+    parser.addoption("--since", type=float, metavar="SECONDS", help="when the whole began, in seconds of the epoch")
+    parser.addoption("--store-costs", action="store_true", help="write down what each file costs: tests/costs.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Slow files first, and the sum at the end."""
+    given = config.option
+    config.pluginmanager.register(Costs(given.budget, given.since, given.store_costs))
 
 
 @pytest.fixture
