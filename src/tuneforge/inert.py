@@ -31,7 +31,7 @@ HINTS = (
 FOR_REPAIR = ("in_a_row", "rewinds", "rewind_steps", "keep_every", "keep_at_most_gb", "repairs")
 """Options of guards that tell how they repair."""
 
-FOR_TARGETS = ("optim.lr", "scheduler.warmup_ratio", "strategy.process_group_backend")
+FOR_TARGETS = ("data.encoding", "optim.lr", "scheduler.warmup_ratio", "strategy.process_group_backend")
 """Fields that a node always has and that only its `_target_` reads, if it takes them."""
 
 

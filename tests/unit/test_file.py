@@ -302,7 +302,7 @@ BAD: dict[str, tuple[str, str | bytes, list[str], str]] = {
         "r.jsonl",
         lines(A).encode() + '{"a": "\u00fc"}'.encode("latin-1"),
         ["r.jsonl is not UTF-8: line 2, byte offset 53 (0xfc)"],
-        "iconv -f LATIN1 -t UTF-8 r.jsonl > utf8-r.jsonl",
+        "iconv -f CP1252 -t UTF-8 r.jsonl > utf8-r.jsonl",
     ),
     "utf-16": ("r.csv", "a\n1\n".encode("utf-16"), ["r.csv is not UTF-8: line 1, byte offset 0"], "iconv -f UTF-16 "),
     "utf-16le": ("r.csv", "a\n1\n".encode("utf-16-le"), ["a NUL byte: line 1, byte offset 1"], "iconv -f UTF-16LE "),

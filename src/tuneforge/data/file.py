@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneforge.data.encoding import UTF8, decode
 from tuneforge.data.rows import GROUP_COLUMNS, Row, first_few, kind_of, parse_json, twice
 from tuneforge.errors import TuneforgeError, near
 
@@ -20,7 +21,7 @@ _FIELD_LIMIT = 2**31 - 1
 """Characters in one CSV field. Python stops at 131072, less than a long document; more would overflow a C long."""
 
 
-def file(*, path: str) -> list[Row]:
+def file(*, path: str, encoding: str = UTF8) -> list[Row]:
     """Every row of one file, of the data files in a folder, or of the files that a glob matches, in sorted order."""
     try:
         found = _find(path)
@@ -32,8 +33,15 @@ def file(*, path: str) -> list[Row]:
     rows: list[Row] = []
     for one in found:
         name = one.relative_to(base).as_posix()
-        rows += _READERS[one.suffix.lower()](_bytes(one, name), name)
+        rows += _rows(one, name, encoding)
     return rows
+
+
+def _rows(path: Path, name: str, encoding: str) -> list[Row]:
+    raw = _bytes(path, name)
+    if path.suffix.lower() == ".parquet":
+        return _parquet(raw, name)
+    return _TEXT_READERS[path.suffix.lower()](_text(raw, name, encoding), name)
 
 
 def _error(code: str, message: str, fix: str) -> TuneforgeError:
@@ -132,33 +140,11 @@ def _bytes(path: Path, name: str) -> bytes:
     return raw
 
 
-def _text(raw: bytes, name: str) -> str:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        encoding = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
-        where = f"{_place(raw, error.start)} (0x{raw[error.start]:02x})"
-        raise _error("not-utf8", f"{name} is not UTF-8: {where}", _iconv(encoding, name)) from None
-    nul = raw.find(b"\0")
-    if nul >= 0:
-        # Text in UTF-16 without a mark is valid UTF-8 with a NUL beside every ASCII letter.
-        wide = raw.count(b"\0") * 3 > len(raw)
-        utf16 = _iconv("UTF-16BE" if nul == 0 else "UTF-16LE", name)
-        fix = utf16 if wide else "remove it: the file is damaged or binary"
-        raise _error("not-utf8", f"{name} holds a NUL byte: {_place(raw, nul)}", fix)
-    text = text.removeprefix("\ufeff")
+def _text(raw: bytes, name: str, encoding: str) -> str:
+    text = decode(raw, name, encoding)
     if not text.strip():
         raise _error("no-rows", f"{name} is empty: it holds blank lines only", _NO_ROWS)
     return text
-
-
-def _place(raw: bytes, offset: int) -> str:
-    line = raw.count(b"\n", 0, offset) + 1
-    return f"line {line}, byte offset {offset}"
-
-
-def _iconv(encoding: str, name: str) -> str:
-    return f"convert it, for example: iconv -f {encoding} -t UTF-8 {name} > utf8-{Path(name).name}"
 
 
 # From text to rows
@@ -186,8 +172,7 @@ def _why(error: ValueError | RecursionError) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _jsonl(raw: bytes, name: str) -> list[Row]:
-    text = _text(raw, name)
+def _jsonl(text: str, name: str) -> list[Row]:
     rows: list[Row] = []
     broken: list[str] = []
     # Not splitlines(): that also cuts at U+2028 and others, which JSON allows inside a string.
@@ -217,8 +202,7 @@ def _jsonl_fix(text: str) -> str:
     return "the file as a whole is one JSON value: rename it to .json"
 
 
-def _json(raw: bytes, name: str) -> list[Row]:
-    text = _text(raw, name)
+def _json(text: str, name: str) -> list[Row]:
     try:
         value = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -271,12 +255,12 @@ def _only_list(value: Mapping[str, Any], name: str) -> Any:
     raise _error("broken-rows", f"{name} is an object; wanted in it: exactly one list of objects; found: {found}", fix)
 
 
-def _csv(raw: bytes, name: str) -> list[Row]:
-    return _table(_text(raw, name), name, ",")
+def _csv(text: str, name: str) -> list[Row]:
+    return _table(text, name, ",")
 
 
-def _tsv(raw: bytes, name: str) -> list[Row]:
-    return _table(_text(raw, name), name, "\t")
+def _tsv(text: str, name: str) -> list[Row]:
+    return _table(text, name, "\t")
 
 
 def _table(text: str, name: str, delimiter: str) -> list[Row]:
@@ -348,11 +332,11 @@ def _parquet(raw: bytes, name: str) -> list[Row]:
     return [_row(one, f"{name} row {number}") for number, one in enumerate(records, 1)]
 
 
-_READERS: dict[str, Callable[[bytes, str], list[Row]]] = {
+_TEXT_READERS: dict[str, Callable[[str, str], list[Row]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _tsv,
-    ".parquet": _parquet,
 }
+_READERS = (*_TEXT_READERS, ".parquet")

@@ -1,6 +1,7 @@
 """From the rows of one source to its examples, with all that they lose on the way named in warnings."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,9 +46,12 @@ def about(key: str, fixed: bool = False) -> Iterator[None]:
 
 
 def _about(problem: Problem, key: str, fixed: bool) -> Problem:
-    if problem.path not in (KEY, "data.format", "data.columns"):
+    if problem.path not in (KEY, "data.format", "data.columns", "data.encoding"):
         return problem
     fix = problem.fix
+    if "data.encoding=" in fix:  # It holds for the file of data.path.
+        command = re.search(r"iconv [^;]*", fix)
+        fix = "convert the files of the run to UTF-8" + (f": {command[0]}" if command else "")
     if fixed and ("data.format=" in fix or "data.columns." in fix or "data.on_bad" in fix):
         fix = "write the file in one of these formats: alpaca (instruction, output), chat (messages), "
         fix += "prompt_completion (prompt, completion) or text (text)"

@@ -48,6 +48,9 @@ class Data(Pluggable):
 
     path: str | None = None
     """File, folder or glob, for sources that read one."""
+    encoding: str = "utf-8"
+    """Encoding of text files, by Python's name: utf-8, cp1252, gb18030, utf-16 and others. Text that it visibly reads
+    wrongly is refused, with the encodings that are likely."""
     format: Literal["auto", "alpaca", "chat", "prompt_completion", "text", "classification"] | str = "auto"
     """auto: recognised from the columns, but for classification: raw text may have labels too. A plugin's own: the
     dotted path of a function from a row to an example."""
