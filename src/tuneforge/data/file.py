@@ -6,12 +6,15 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tuneforge.console import say, warn
 from tuneforge.data.encoding import UTF8, decode
+from tuneforge.data.folder_splits import is_split, splits_of
 from tuneforge.data.rows import GROUP_COLUMNS, Row, first_few, kind_of, parse_json, twice
-from tuneforge.errors import TuneforgeError, near
+from tuneforge.errors import Problem, TuneforgeError, near
 
 _SHOWN = 3
 """Broken lines that a message spells out; the rest are counted."""
@@ -29,11 +32,20 @@ def file(*, path: str, encoding: str = UTF8) -> list[Row]:
         raise _error(
             "unreadable-file", f"cannot look at {path}: {error.strerror}", "check the path and its permissions"
         ) from error
-    base = os.path.commonpath([one.parent for one in found])
+    base = Path(os.path.commonpath([one.parent for one in found]))
+    splits = splits_of(found, base) if len(found) > 1 else None
+    if splits is None:
+        return [row for one in found for row in _rows(one, one.relative_to(base).as_posix(), encoding)]
+    say(f"splits of {base}: {splits.describe(base)}")
+    if splits.test:
+        fix = f"to evaluate on it: data.split.eval_path={splits.test[0]}"
+        message = f"the test split is left out: {len(splits.test)} of {len(found)} files"
+        warn(Problem("test-split-left-out", message, "data.path", fix=fix))
     rows: list[Row] = []
     for one in found:
-        name = one.relative_to(base).as_posix()
-        rows += _rows(one, name, encoding)
+        if one not in splits.test:
+            held = one in splits.validation if splits.validation else None
+            rows += [replace(row, held_out=held) for row in _rows(one, one.relative_to(base).as_posix(), encoding)]
     return rows
 
 
@@ -72,16 +84,28 @@ def _find(path: str | None) -> list[Path]:
 def _in_folder(folder: Path) -> list[Path]:
     # A leading dot is an editor's or macOS's own copy ("._rows.jsonl"), never a shard.
     visible = [one for one in folder.iterdir() if not one.name.startswith(".")]
-    found = sorted(one for one in visible if one.suffix.lower() in _READERS and one.is_file())
+    found = [one for one in visible if one.suffix.lower() in _READERS and one.is_file()]
+    below = [one for part in visible if part.is_dir() and is_split(part) for one in part.rglob("*")]
+    found += [one for one in below if one.suffix.lower() in _READERS and one.is_file() and not _is_hidden(one, folder)]
     if found:
-        return found
+        return sorted(found)
     here = ", ".join(sorted(one.name for one in visible)[:8]) or "nothing"
-    deeper = f"; for files further down: data.path='{folder}/**/*.jsonl'" if any(map(Path.is_dir, visible)) else ""
+    deeper = f"; for files further down: data.path='{folder}/**/*{_deeper(folder)}'" if _deeper(folder) else ""
     raise _error(
         "no-data-file",
         f"no data file in the folder {folder.resolve()}, which holds: {here}",
         f"{_known_list()}{deeper}",
     )
+
+
+def _is_hidden(path: Path, base: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(base).parts)
+
+
+def _deeper(folder: Path) -> str:
+    """The suffix of some data file further down."""
+    found = (one.suffix for one in sorted(folder.rglob("*")) if one.suffix.lower() in _READERS)
+    return next(found, "")
 
 
 def _matching(pattern: Path) -> list[Path]:

@@ -92,12 +92,17 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
 
 def _with_eval_file(data: Data, node: Mapping[str, Any], read: Read) -> tuple[list[Example], list[Row], list[Example]]:
     """The train examples, and the rows and examples of `data.split.eval_path`."""
+    train = [example for example in read.examples if not example.held_out]
+    if len(train) < len(read.examples):
+        left = len(read.examples) - len(train)
+        warn(f"{left} rows that {KEY} marks as held out are left out: {EVAL_KEY} is given")
     with about(EVAL_KEY):
         rows: list[Row] = make({**node, "path": data.split.eval_path})
+        rows = [row for row in rows if row.held_out] or rows
         columns = {ours: own for ours, own in data.columns.items() if own is None or own in _names(rows)}
         held = read_examples(rows, read.format, columns, data.on_bad, EVAL_KEY).examples
-    both = alike([*read.examples, *held])
-    return both[: len(read.examples)], rows, both[len(read.examples) :]
+    both = alike([*train, *held])
+    return both[: len(train)], rows, both[len(train) :]
 
 
 def _names(rows: Sequence[Row]) -> set[str]:

@@ -1,0 +1,89 @@
+"""Train, validation and test files of one folder or glob, told apart by the names that the hub and others give them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneforge.errors import TuneforgeError
+
+TRAIN, VALIDATION, TEST, NONE = "train", "validation", "test", ""
+
+_WORDS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), VALIDATION),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
+_WORD = "|".join(_WORDS)
+_WHOLE = re.compile(rf"(?:.*[-_. ])?({_WORD})(?:[-_. ]?\d[-_. \w]*)?", re.IGNORECASE)
+"""train, train-00000-of-00002, squad_dev, set.test.1"""
+_START = re.compile(rf"({_WORD})[-_. ].+", re.IGNORECASE)
+"""test_sft, train_data: a split where another file is named as train split, and any name otherwise."""
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Files by what they are for."""
+
+    train: list[Path]
+    validation: list[Path]
+    test: list[Path]
+    """Left out: neither trained on nor evaluated."""
+
+    def describe(self, base: Path) -> str:
+        """The files of each split in one line."""
+        parts = {"train": self.train, "eval": self.validation, "left out (test)": self.test}
+        return "; ".join(f"{what}: {_few(files, base)}" for what, files in parts.items() if files)
+
+
+def splits_of(files: Sequence[Path], base: Path) -> Splits | None:
+    """The splits that names of files and of folders below `base` say; None where they are all of one kind.
+
+    Raises:
+        TuneforgeError: files that no name assigns stand beside a train split, or there is nothing to train on.
+    """
+    kinds = {file: _kind(file.relative_to(base), weak=True) for file in files}
+    if TRAIN not in kinds.values():
+        kinds = {file: _kind(file.relative_to(base), weak=False) for file in files}
+    if len(set(kinds.values())) < 2:
+        return None
+    parts = {kind: [file for file in files if kinds[file] == kind] for kind in (TRAIN, VALIDATION, TEST, NONE)}
+    if parts[TRAIN] and parts[NONE]:
+        raise _unassigned(parts, base)
+    train = parts[TRAIN] or parts[NONE]
+    if not train:
+        message = f"{base} has validation and test files and none to train on: {_few(files, base)}"
+        fix = f"name what to train on: data.path={parts[VALIDATION][0]}"
+        raise TuneforgeError("no-train-files", message, path="data.path", fix=fix)
+    return Splits(train, parts[VALIDATION], parts[TEST])
+
+
+def is_split(folder: Path) -> bool:
+    """Whether a folder is named as a split."""
+    return _WHOLE.fullmatch(folder.name) is not None
+
+
+def _kind(path: Path, weak: bool) -> str:
+    for name in (*path.parts[:-1], path.name.partition(".")[0], path.stem):
+        found = _WHOLE.fullmatch(name) or (_START.fullmatch(name) if weak else None)
+        if found:
+            return _WORDS[found[1].lower()]
+    return NONE
+
+
+def _unassigned(parts: dict[str, list[Path]], base: Path) -> TuneforgeError:
+    message = (
+        f"{base} has train files ({_few(parts[TRAIN], base)}) and others whose split is not clear "
+        f"({_few(parts[NONE], base)})"
+    )
+    fix = "move the others elsewhere"
+    if len(parts[TRAIN]) == 1:
+        held = f" data.split.eval_path={parts[VALIDATION][0]}" if len(parts[VALIDATION]) == 1 else ""
+        fix = f"name the files to use: data.path={parts[TRAIN][0]}{held}; or {fix}"
+    return TuneforgeError("mixed-splits", message, path="data.path", fix=fix)
+
+
+def _few(files: Sequence[Path], base: Path) -> str:
+    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+    return ", ".join(file.relative_to(base).as_posix() for file in files[:_SHOWN]) + more

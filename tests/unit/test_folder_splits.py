@@ -1,0 +1,118 @@
+"""A folder's own splits: validation files are evaluated, test files left out, and what is not clear is refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneforge.data.file import file
+from tuneforge.data.source import Source, read
+from tuneforge.errors import TuneforgeError
+from tuneforge.schema.data import Data, Split
+
+
+def fill(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(3)))
+    return folder
+
+
+def source(path: object, **split: Any) -> Source:
+    data = Data(path=str(path), split=Split(**split))
+    return read(data, {"_target_": "tuneforge.data.file.file", "path": str(path)}, 0)
+
+
+def names(examples: Any) -> set[str]:
+    return {example.text.split()[0] for example in examples}
+
+
+def refused(path: object) -> Any:
+    with pytest.raises(TuneforgeError) as caught:
+        file(path=str(path))
+    (problem,) = caught.value.problems
+    assert problem.path == "data.path"
+    return problem
+
+
+SETS = {
+    "files": ("train.jsonl", "validation.jsonl", "test.jsonl"),
+    "short names": ("train.jsonl", "val.jsonl", "test.jsonl"),
+    "dev": ("train.jsonl", "dev.jsonl", "test.jsonl"),
+    "valid": ("training.jsonl", "valid.jsonl", "testing.jsonl"),
+    "eval": ("Train.jsonl", "eval.jsonl", "Test.jsonl"),
+    "folders": ("train/a.jsonl", "validation/a.jsonl", "test/a.jsonl"),
+    "deep folders": ("train/x/a.jsonl", "dev/x/a.jsonl", "test/x/a.jsonl"),
+    "hub": ("train-00000-of-00001.jsonl", "validation-00000-of-00001.jsonl", "test-00000-of-00001.jsonl"),
+    "prefix": ("squad_train.jsonl", "squad_dev.jsonl", "squad-test.jsonl"),
+    "suffix": ("train_sft.jsonl", "val_sft.jsonl", "test_sft.jsonl"),
+    "folders and files": ("train/test_of_faith.jsonl", "val.jsonl", "test/train.jsonl"),
+    "numbered": ("train_1.jsonl", "val_1.jsonl", "test_1.jsonl"),
+    "rest is train": ("rows.jsonl", "val.jsonl", "test.jsonl"),
+}
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_a_folder_keeps_its_splits(case: str, tmp_path: Path, capsys: Any) -> None:
+    train, validation, test = SETS[case]
+    found = source(fill(tmp_path / "set", *SETS[case]))
+    assert (names(found.train), names(found.eval)) == ({train}, {validation})
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"train: {train}; eval: {validation}; left out (test): {test}" in said
+    (advised,) = re.findall(r"to evaluate on it: data\.split\.eval_path=(\S+)", said)
+    found = source(tmp_path / "set", eval_path=advised)
+    assert (names(found.train), names(found.eval)) == ({train}, {test})
+    assert "3 rows that data.path marks as held out are left out" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_glob_keeps_splits_too(tmp_path: Path) -> None:
+    fill(tmp_path / "set", *SETS["folders"])
+    found = source(f"{tmp_path}/set/**/*.jsonl")
+    assert (names(found.train), names(found.eval)) == ({"train/a.jsonl"}, {"validation/a.jsonl"})
+    found = source(f"{tmp_path}/set/train/*.jsonl", eval_path=f"{tmp_path}/set/test", by="auto")
+    assert (names(found.train), names(found.eval)) == ({"train/a.jsonl"}, {"test/a.jsonl"})
+    found = source(f"{tmp_path}/set/train/*.jsonl", eval_path=f"{tmp_path}/set")
+    assert names(found.eval) == {"validation/a.jsonl"}
+
+
+def test_without_validation_files_rows_are_held_out_of_the_train_files(tmp_path: Path) -> None:
+    found = source(fill(tmp_path / "set", "train.jsonl", "test.jsonl"), eval_fraction=0.3)
+    assert names([*found.train, *found.eval]) == {"train.jsonl"}
+    assert len(found.eval) == 1
+
+
+def test_another_way_to_split_may_be_chosen(tmp_path: Path) -> None:
+    found = source(fill(tmp_path / "set", *SETS["files"]), by="row", eval_fraction=0.5)
+    assert names([*found.train, *found.eval]) == {"train.jsonl", "validation.jsonl"}
+    assert len(found.eval) == 3
+
+
+@pytest.mark.parametrize(
+    "files", [("a.jsonl", "b.jsonl"), ("train_1.jsonl", "train_2.jsonl"), ("test_cases.jsonl", "dev_team.jsonl")]
+)
+def test_names_of_one_kind_are_no_splits(files: tuple[str, ...], tmp_path: Path, capsys: Any) -> None:
+    assert {row.held_out for row in file(path=str(fill(tmp_path, *files)))} == {None}
+    assert capsys.readouterr().out == ""
+
+
+def test_files_of_no_split_beside_a_train_file_are_refused_and_the_advice_works(tmp_path: Path) -> None:
+    problem = refused(fill(tmp_path / "set", "train.jsonl", "val.jsonl", "more.jsonl"))
+    assert "train.jsonl" in problem.message
+    assert "more.jsonl" in problem.message
+    path, held = re.findall(r"=(\S+?)(?=[\s;])", problem.fix)
+    found = source(path, eval_path=held)
+    assert (names(found.train), names(found.eval)) == ({"train.jsonl"}, {"val.jsonl"})
+
+
+def test_a_folder_without_train_files_is_refused_and_the_advice_works(tmp_path: Path) -> None:
+    problem = refused(fill(tmp_path / "set", "val.jsonl", "test.jsonl"))
+    assert len(file(path=problem.fix.partition("data.path=")[2])) == 3
+
+
+def test_the_advice_for_files_further_down_names_their_suffix(tmp_path: Path) -> None:
+    problem = refused(fill(tmp_path / "set", "x/rows.ndjson", "y/rows.ndjson").parent / "set")
+    (advised,) = re.findall(r"data\.path='(\S+)'", problem.fix)
+    assert len(file(path=advised)) == 6
