@@ -11,7 +11,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from tuneforge import adapters, rules, shared
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
@@ -27,16 +27,19 @@ from tuneforge.compose import Composed
 from tuneforge.console import say, warn
 from tuneforge.context import Context
 from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler, TimedLoader
-from tuneforge.data.encode import Document, Encoded, encode
+from tuneforge.data.encode import Document, Encoded, encode, last_label
 from tuneforge.data.labelled import CollateLabelled, LabelledRows, encode_labelled
 from tuneforge.data.labels import Labels, majority
 from tuneforge.data.source import Source, general_examples
 from tuneforge.data.template import choose_template
+from tuneforge.data.turn_marks import turn_marks
 from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.generation import generation_config
 from tuneforge.machine import Machine, compare, detect
 from tuneforge.method import Method
 from tuneforge.models import (
     check_architecture,
+    check_vocabulary,
     check_weights,
     labels_in_order_of,
     load_config,
@@ -74,6 +77,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     if machine.tensor_parallel_size > 1:
         fsdp_tp.check(architecture, machine.tensor_parallel_size)
     tokenizer = load_tokenizer(config.model, generates=classes is None)
+    check_vocabulary(config.model, architecture, tokenizer)
     method = make(tree["method"])
     _add_tokens(config, tokenizer, method)
     adapters.check(config.model, tree["method"], method, tokenizer)
@@ -105,8 +109,20 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         eval_rows,
         tuple(rows.eval),
         general,
+        _generation(config, architecture, tokenizer, train_rows),
         composed.trial,
     )
+
+
+def _generation(
+    config: Config, architecture: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows
+) -> GenerationConfig:
+    """How the result is to generate: it ends at EOS, and at the end of a turn where a document ends in one."""
+    if isinstance(rows, LabelledRows):
+        return GenerationConfig()
+    ends = turn_marks(tokenizer).end_ids
+    taught = {last_label(document) for document in rows.documents} & set(ends)
+    return generation_config(config.model, architecture, [tokenizer.eos_token_id, *(ends if taught else ())])
 
 
 def _in_groups(machine: Machine, size: int) -> Machine:
@@ -149,7 +165,7 @@ def _rows(composed: Composed, rows: Source, tokenizer: PreTrainedTokenizerBase, 
     }  # fmt: skip
     train, held = _encode(composed, rows, tokenizer, options)
     _say_lost(train, max_length, config.data.overlong)
-    check_labels(train.documents, tokenizer, config.data.train_on)
+    check_labels(train.documents, tokenizer, config.data.train_on, turn_marks(tokenizer).end_ids)
     train_rows, eval_rows = (Rows(side.documents, max_length, config.data.packing) for side in (train, held))
     return train_rows, eval_rows
 

@@ -1,12 +1,12 @@
 """What a run's parts share: the checked config, the machine, the settled numbers and the run folder."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from tuneforge.artifacts.folder import RunFolder
 from tuneforge.data.batches import Batch, Collate, Rows, StepSampler
@@ -42,6 +42,8 @@ class Context:
     """The held-out examples before they became tokens, for metrics of an objective's own."""
     general: tuple[Document, ...] = ()
     """General documents for `regularise.ewc`."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """How the result generates; exported with it."""
     trial: Trial | None = None
     """The trial of a sweep that this run is."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from tuneforge import adapters, shared
 from tuneforge.callbacks.checkpoints import Checkpoints
@@ -141,6 +142,9 @@ def _write(context: Context, module: Any) -> None:
     if isinstance(context.train_rows, LabelledRows):
         # Beside an adapter too: labels, padding and loss, without which its head cannot be read.
         adapters.base_model(module.model).config.save_pretrained(temporary)
+    else:
+        # As a file: `save_pretrained` refuses some published configs once they are changed.
+        context.generation.to_json_file(temporary / GENERATION_CONFIG_NAME, use_diff=True)
     if folder.exists():
         shutil.rmtree(folder)  # left by this run before it was interrupted between here and its end
     temporary.replace(folder)

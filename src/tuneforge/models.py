@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tuneforge import tokenizer_files
 from tuneforge.adapters import starting
 from tuneforge.console import console
 from tuneforge.data.labels import Labels
@@ -169,12 +170,13 @@ def load_tokenizer(model: Model, *, generates: bool = True) -> PreTrainedTokeniz
     """The model's tokenizer, padding on the right, with a pad token that is only ever used as filler.
 
     Raises:
-        TuneforgeError: it lacks the token that ends an answer, of a model that `generates`; or any that could pad.
+        TuneforgeError: its files are missing or broken; it lacks the token that ends an answer, or character offsets,
+            of a model that `generates`; or any token that could pad.
     """
+    tokenizer_files.check_present(model)
     with _explained(model):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            locate(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        tokenizer = _tokenizer(model)
+    tokenizer_files.check_loaded(model, tokenizer, generates=generates)
     if tokenizer.eos_token_id is None and generates:
         raise TuneforgeError(
             "no-eos",
@@ -194,6 +196,40 @@ def load_tokenizer(model: Model, *, generates: bool = True) -> PreTrainedTokeniz
         )
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            locate(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:  # of any kind: broken files raise what the parser that met them raises
+        explained = tokenizer_files.explain(model, error)
+        if explained is None:
+            raise
+        raise explained from error
+    return found
+
+
+def check_vocabulary(model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with ids that the embedding has no rows for; rows to spare are common.
+
+    Raises:
+        TuneforgeError: it has some.
+    """
+    rows: int | None = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is None:
+        return
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    if beyond:
+        raise TuneforgeError(
+            "tokenizer-too-large",
+            f"{model.path}: the tokenizer has ids up to {beyond[-1][0]}, and the model's embedding has {rows} rows "
+            f"(ids 0 to {rows - 1}); without one: {', '.join(repr(token) for _, token in beyond[:5])}"
+            + (f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""),
+            path="model.path",
+            fix="use the tokenizer files that the model was trained with; tokens of your own go into model.add_tokens",
+        )
 
 
 def load_model(

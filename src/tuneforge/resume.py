@@ -190,6 +190,38 @@ def check_spread(composed: Composed, place: Place, settled: Mapping[str, Any]) -
         )
 
 
+def check_tokens(composed: Composed, place: Place, now: Mapping[str, str]) -> None:
+    """Refuse to continue a run with a template or tokenizer that has changed; with `--from`, warn.
+
+    Args:
+        composed: the config.
+        place: where the run continues.
+        now: the digests of the template and the tokenizer, by config key.
+
+    Raises:
+        TuneforgeError: the same rows become other tokens than before the checkpoint.
+    """
+    fix = "put its file back as it was, or start a new run without resume"
+    if composed.base is not None:
+        for key, message in _other_tokens(composed.base, now).items():
+            warn(Problem("other-tokens", message, key, fix="put its file back as it was, unless that is meant"))
+    if place.checkpoint is not None:
+        changed = _other_tokens(place.folder.root, now)
+        if changed:
+            raise TuneforgeError.of(Problem("tokens-changed", text, key, fix=fix) for key, text in changed.items())
+
+
+def _other_tokens(root: Path, now: Mapping[str, str]) -> dict[str, str]:
+    """Config key -> what made the tokens of the run in `root` and is different now."""
+    before = _record(root / "run.json")["data"].get("tokenised_by", {})
+    what = {"model.chat_template": "chat template", "model.path": "tokenizer"}
+    return {
+        key: f"the {what[key]} is not that of {root}: sha256 {before[key][:16]} then, {digest[:16]} now"
+        for key, digest in now.items()
+        if before.get(key, digest) != digest
+    }
+
+
 def _rows_per_step(settled: Mapping[str, Any]) -> int:
     return int(settled["per_device"] * settled["accumulate"] * settled["world_size"])
 

@@ -1,6 +1,9 @@
 """New tokens: into the tokenizer, into the model, and known to the method that trains them."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -40,3 +43,23 @@ def make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens
 def added_tokens(model: PreTrainedModel) -> list[int]:
     """Ids of the tokens that `make_room` made room for."""
     return list(getattr(model, ADDED, []))
+
+
+def digests(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Config key -> sha256 of what it brings in that decides how rows become tokens."""
+    return {
+        "model.chat_template": _sha256(tokenizer.chat_template),
+        "model.path": _sha256([_vocabulary(tokenizer), tokenizer.special_tokens_map]),
+    }
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """All that makes tokens, without padding and truncation, which a tokenizer keeps of its last call."""
+    if not tokenizer.is_fast:
+        return [type(tokenizer).__name__, tokenizer.get_vocab()]
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {key: part for key, part in parts.items() if key not in ("version", "padding", "truncation")}
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

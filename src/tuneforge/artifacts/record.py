@@ -40,6 +40,7 @@ from tuneforge.rerun import PLACES
 from tuneforge.resume import identity
 from tuneforge.sharding import shape_of
 from tuneforge.versions import versions
+from tuneforge.vocabulary import digests
 from tuneforge.world import is_main_process
 
 _SECRET_KEY = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
@@ -79,6 +80,7 @@ class Record:
             "rows": rows.num_rows,
             "sha256": rows.digest,
             "digests": rows.digests,
+            "tokenised_by": digests(context.tokenizer),
             "replayed": rows.num_replayed,
             "skipped": rows.skipped,
             "metadata_columns": list(rows.metadata),

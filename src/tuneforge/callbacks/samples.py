@@ -10,7 +10,7 @@ import numpy as np
 
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.data.labelled import LabelledRows
-from tuneforge.generation import Continuation, continuation
+from tuneforge.generation import Continuation, continuation, stop_ids
 from tuneforge.sharding import Sharding
 
 
@@ -71,8 +71,9 @@ def answers(module: Any) -> list[Answer]:
     tokenizer, settings = context.tokenizer, context.config.samples
     found = []
     for prompt, wanted in sample_prompts(context.eval_rows.documents, settings.num):
-        written = continuation(module, prompt, settings.max_new_tokens, stop=[int(wanted[-1])])
-        texts = [tokenizer.decode(t, skip_special_tokens=True).strip() for t in (prompt, wanted, written.tokens)]
+        written = continuation(module, prompt, settings.max_new_tokens)
+        answer = wanted[:-1] if int(wanted[-1]) in stop_ids(context.generation) else wanted
+        texts = [tokenizer.decode(t, skip_special_tokens=True).strip() for t in (prompt, answer, written.text)]
         found.append(Answer(Sample(*texts), written, [int(t) for t in wanted]))
     return found
 

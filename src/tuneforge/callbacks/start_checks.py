@@ -13,7 +13,7 @@ from tuneforge.artifacts.room import check_room, sizes
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.compat import is_4bit
 from tuneforge.console import say, warn
-from tuneforge.data.encode import IGNORE, Document
+from tuneforge.data.encode import IGNORE, Document, last_label
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.errors import TuneforgeError
 from tuneforge.world import is_main_process
@@ -22,13 +22,18 @@ CONSOLIDATION_BYTES = 8
 """`regularise.ewc` keeps a weight's start and importance, two fp32 numbers."""
 
 
-def check_labels(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, train_on: str) -> None:
-    """Print the share of supervised tokens; warn where answers have no end or a document starts with two BOS."""
+def check_labels(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, train_on: str, end_ids: Sequence[int] = ()
+) -> None:
+    """Print the share of supervised tokens; warn where answers have no end or a document starts with two BOS.
+
+    `end_ids` end a turn, whether they are registered as special tokens or not.
+    """
     tokens = sum(len(d.input_ids) for d in documents)
     labels = sum(d.num_labels for d in documents)
     say(f"{len(documents):,} documents, {tokens:,} tokens, {labels / tokens:.0%} of them supervised")
-    special = set(tokenizer.all_special_ids)
-    ends = [d for d in documents if _ends_in(d, special)]
+    ending = {*tokenizer.all_special_ids, *end_ids}
+    ends = [d for d in documents if last_label(d) in ending]
     if train_on == "assistant" and len(ends) < 0.5 * len(documents):
         warn(
             "most answers do not end in an end-of-turn token, so the tuned model would not know when to stop; "
@@ -64,11 +69,6 @@ def check_labelled_batch(batch: Any) -> None:
     assert bool((labels != IGNORE).all()), "a text has no label"
     assert bool((mask[:, 0] == 1).all()), "a text has no tokens, or padding in front"
     assert bool((mask[:, 1:] <= mask[:, :-1]).all()), "a text has padding inside"
-
-
-def _ends_in(document: Document, special: set[int]) -> bool:
-    supervised = document.labels[document.labels != IGNORE]
-    return int(supervised[-1]) in special
 
 
 class StartChecks(pl.Callback):

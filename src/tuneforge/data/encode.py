@@ -43,6 +43,11 @@ class Document:
         return int((self.labels[1:] != IGNORE).sum())
 
 
+def last_label(document: Document) -> int:
+    """The last supervised token: where an answer is whole, the one that ends it."""
+    return int(document.labels[document.labels != IGNORE][-1])
+
+
 @dataclass
 class Encoded:
     """Documents that fit, and the count of those that did not."""

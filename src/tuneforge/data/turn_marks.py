@@ -1,7 +1,7 @@
 """What a chat template writes around an answer, found by rendering a conversation of placeholders."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,16 +70,10 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase, end: str) -> Iterator[int]:
             return
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, marks: TurnMarks, base: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Every token that ends a generation: those of the base's generation config, EOS, and the end of a turn."""
-    known = [] if base is None else [base] if isinstance(base, int) else list(base)
-    return tuple(i for i in dict.fromkeys([*known, tokenizer.eos_token_id, *marks.end_ids]) if i is not None)
-
-
 def end_texts(tokenizer: PreTrainedTokenizerBase, marks: TurnMarks) -> tuple[str, ...]:
     """Texts of the tokens that end an answer: an answer of the data that ends in one gets no second one."""
-    ids = [i for i in stop_ids(tokenizer, marks, None) if i in tokenizer.added_tokens_decoder]
-    return tuple(str(tokenizer.added_tokens_decoder[i]) for i in ids)
+    added = tokenizer.added_tokens_decoder
+    return tuple(str(added[i]) for i in dict.fromkeys([tokenizer.eos_token_id, *marks.end_ids]) if i in added)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, marks: TurnMarks) -> re.Pattern[str] | None:
