@@ -190,7 +190,10 @@ def _labelled_rows(
     config: Config, rows: Source, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int
 ) -> tuple[Rows, Rows]:
     """Train and eval rows of texts with labels."""
-    options: dict[str, Any] = {"max_length": max_length, "overlong": config.data.overlong}
+    options: dict[str, Any] = {
+        "max_length": max_length, "overlong": config.data.overlong,
+        "on_bad": config.data.on_bad, "special_tokens": config.data.special_tokens_in_text,
+    }  # fmt: skip
     train, held = (encode_labelled(side, tokenizer, labels, **options) for side in (rows.train, rows.eval))
     _say_lost(train, max_length, config.data.overlong)
     say(

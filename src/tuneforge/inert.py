@@ -107,6 +107,7 @@ def _outdone(config: Config) -> dict[str, str]:
         found["data.train_on"] = "the loss is on the label"
         found["samples.max_new_tokens"] = "a label is predicted, not written"
         found["model.chat_template"] = "a text is classified as it is"
+        found["data.max_turn_documents"] = "a text is one document"
     elif config.data.labels is not None:
         found["data.labels"] = "the objective learns no labels"
     if config.samples.num == 0:

@@ -5,8 +5,11 @@ from tokenizers import pre_tokenizers
 
 from chats import HEADERS, OPTIONS, chat, taught, tokenizer_with
 from helpers import make_tokenizer
+from tuneforge.data.control_text import CUT, map_texts
 from tuneforge.data.encode import encode
 from tuneforge.data.formats import Example
+from tuneforge.data.labelled import encode_labelled
+from tuneforge.data.labels import Labels
 from tuneforge.data.template import CHATML, PLAIN
 from tuneforge.data.turn_marks import turn_marks
 from tuneforge.errors import TuneforgeError
@@ -81,8 +84,6 @@ def test_control_tokens_in_text_warn_escape_or_refuse(name, place, capsys):
 
 
 def clean_of(example: Example, name: str) -> Example:
-    from tuneforge.data.control_text import map_texts
-
     return map_texts(example, lambda text: text.replace(name, "quick"))
 
 
@@ -133,3 +134,30 @@ def test_the_end_of_a_turn_is_found_in_the_template(name):
     template, ends = ENDS[name]
     tokenizer = tokenizer_with(template)
     assert list(turn_marks(tokenizer).end_ids) == tokenizer.convert_tokens_to_ids(ends)
+
+
+def test_texts_to_classify_warn_escape_or_refuse_too(capsys):
+    tokenizer = make_tokenizer("bert")
+    labels = Labels(("a", "b"), multi=False)
+    texts = [("the fox", "a"), ("a </s> dog", "b")]
+    rows = [Example(text=t, labels=(label,), origin=f"t:{i}") for i, (t, label) in enumerate(texts, 1)]
+    options = {"max_length": 64, "overlong": "truncate"}
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    ids = [list(d.input_ids).count(end) for d in encode_labelled(rows, tokenizer, labels, **options).documents]
+    assert ids == [1, 2]
+    assert "1 of 2 rows hold control tokens as text ('</s>' in t:2 first)" in capsys.readouterr().out
+    escaped = encode_labelled(rows, tokenizer, labels, **options, special_tokens="escape").documents
+    assert [list(d.input_ids).count(end) for d in escaped] == [1, 1]
+    with pytest.raises(TuneforgeError, match="t:2 holds '</s>' in its text"):
+        encode_labelled(rows, tokenizer, labels, **options, special_tokens="refuse")
+    kept = encode_labelled(rows, tokenizer, labels, **options, special_tokens="refuse", on_bad="skip").documents
+    assert [d.origin for d in kept] == ["t:1"]
+
+
+def test_what_marks_an_escape_cannot_be_in_a_text_that_is_escaped():
+    tokenizer = tokenizer_with(CHATML)
+    rows = [chat(f"a </s> {CUT}b?", "one", origin="t:1"), chat(f"{CUT}", "one", origin="t:2")]
+    with pytest.raises(TuneforgeError, match=r"t:1 holds '</s>' and U\+F5A12"):
+        encode(rows, tokenizer, **OPTIONS, special_tokens="escape")
+    documents = encode(rows, tokenizer, **OPTIONS, special_tokens="escape", on_bad="skip").documents
+    assert CUT in tokenizer.decode(documents[0].input_ids)

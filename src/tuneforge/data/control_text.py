@@ -1,10 +1,12 @@
 """Names of control tokens that the data holds as text: `<|im_end|>` in a question would end the turn there."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from tuneforge.console import say, warn
 from tuneforge.data.formats import Example
+from tuneforge.errors import Problem, TuneforgeError
 
 CUT = "\U000f5a12"
 """Put into a name to take it apart until the text becomes tokens; a character of a private plane."""
@@ -62,3 +64,46 @@ def with_one_end(text: str, ends: Sequence[str], eos: str) -> str:
     bare = without_end(text, ends)
     own = text[len(bare) :].strip()
     return bare + next((end for end in ends if own.startswith(end)), eos)
+
+
+def refuse_name(origin: str, name: str, policy: str, texts: Sequence[str]) -> None:
+    """Refuse a row whose text names a control token, where the user asked for it or it cannot be escaped.
+
+    Args:
+        origin: the row.
+        name: the control token.
+        policy: `data.special_tokens_in_text`.
+        texts: all of the row.
+
+    Raises:
+        TuneforgeError: it is refused.
+    """
+    if policy == "refuse":
+        raise TuneforgeError(
+            "special-tokens-in-text",
+            f"{origin} holds {name!r} in its text, which becomes a control token",
+            path="data.special_tokens_in_text",
+            fix="correct the row, leave such rows out (data.on_bad=skip), or encode the name as plain text: "
+            "data.special_tokens_in_text=escape",
+        )
+    if policy == "escape" and any(CUT in text for text in texts):
+        raise TuneforgeError(
+            "special-tokens-in-text",
+            f"{origin} holds {name!r} and U+{ord(CUT):X} in its text, and the latter marks what is escaped",
+            path="data.special_tokens_in_text",
+            fix=f"remove U+{ord(CUT):X} from the row, or leave such rows out: data.on_bad=skip",
+        )
+
+
+def report_names(named: Mapping[str, str], rows: int, policy: str) -> None:
+    """Print how many of `rows` rows name a control token (row -> token), and what becomes of it."""
+    if not named:
+        return
+    origin, name = next(iter(named.items()))
+    message = f"{len(named)} of {rows} rows hold control tokens as text ({name!r} in {origin} first)"
+    if policy == "escape":
+        say(f"{message}: encoded as plain text")
+        return
+    fix = "data.special_tokens_in_text=escape encodes them as plain text, refuse stops at them"
+    path = "data.special_tokens_in_text"
+    warn(Problem("special-tokens-in-text", f"{message}, and they become control tokens", path, fix=fix))

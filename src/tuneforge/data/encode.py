@@ -1,9 +1,9 @@
 """From text to token ids with a loss mask; nothing is ever masked by token id, so pad == eos is harmless."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ IGNORE = -100
 """The label of a token without loss: the value that `torch.nn.functional.cross_entropy` ignores by default."""
 
 Ids = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 _SHOWN = 5
 """Refused rows that a message spells out; the rest are counted."""
@@ -94,16 +95,27 @@ def encode(
 
 def _render(examples: Sequence[Example], renderer: Renderer, on_bad: str) -> list[Rendered]:
     """All documents; the rows that the template refuses are one error, or with on_bad="skip" counted and left out."""
-    rendered: list[Rendered] = []
+    rendered = [r for documents in usable(examples, renderer.render, on_bad) for r in documents]
+    renderer.report(len(examples))
+    return rendered
+
+
+def usable(examples: Sequence[Example], make: Callable[[Example], T], on_bad: str) -> list[T]:
+    """What `make` makes of each example that it does not refuse.
+
+    Raises:
+        TuneforgeError: it refuses some, and `on_bad` is not "skip"; or all.
+    """
+    made: list[T] = []
     refused: list[Problem] = []
     for example in examples:
         try:
-            rendered += renderer.render(example)
+            made.append(make(example))
         except TuneforgeError as error:
             if error.problems[0].code not in ROW_CODES:
                 raise
             refused += error.problems[:1]
-    if refused and (on_bad == "error" or not rendered):
+    if refused and (on_bad == "error" or not made):
         first = refused[0]
         others = first_few([problem.message for problem in refused[1:]], _SHOWN)
         more = f"\n{len(refused)} of {len(examples)} rows are refused:{others}" if others else ""
@@ -111,8 +123,7 @@ def _render(examples: Sequence[Example], renderer: Renderer, on_bad: str) -> lis
     if refused:
         message = f"{len(refused)} of {len(examples)} rows were skipped; the first: {refused[0].message}"
         warn(replace(refused[0], message=message, fix=""))
-    renderer.report(len(examples))
-    return rendered
+    return made
 
 
 def tokenise(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:

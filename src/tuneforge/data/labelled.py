@@ -9,9 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tuneforge.data.batches import Rows
-from tuneforge.data.encode import IGNORE, Document, Encoded, Ids
+from tuneforge.data.control_text import first_name, refuse_name, report_names
+from tuneforge.data.encode import IGNORE, Document, Encoded, Ids, usable
 from tuneforge.data.formats import Example
 from tuneforge.data.labels import Labels
+from tuneforge.data.turn_marks import TurnMarks, control_tokens
 from tuneforge.errors import TuneforgeError
 
 
@@ -38,16 +40,26 @@ class LabelledDocument(Document):
 
 
 def encode_labelled(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, labels: Labels, *, max_length: int, overlong: str
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Labels,
+    *,
+    max_length: int,
+    overlong: str,
+    on_bad: str = "error",
+    special_tokens: str = "warn",
 ) -> Encoded:
     """Tokenise texts as the tokenizer does by itself (BOS, [CLS] and [SEP] included), so that a pipeline sees the same.
 
     Raises:
-        TuneforgeError: not one text fits.
+        TuneforgeError: not one text fits, or texts name control tokens and are refused.
     """
+    examples = _without_refused(examples, tokenizer, on_bad, special_tokens)
     texts = [example.text for example in examples]
-    lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
-    cut = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    # Of a text only: what the tokenizer puts around it ([CLS], [SEP]) is not looked for in it.
+    options = {"split_special_tokens": True} if special_tokens == "escape" else {}
+    lengths = [len(ids) for ids in tokenizer(texts, verbose=False, **options)["input_ids"]]
+    cut = tokenizer(texts, truncation=True, max_length=max_length, **options)["input_ids"]
     fits = [length <= max_length or overlong != "drop" for length in lengths]
     documents: list[Document] = [
         LabelledDocument(np.asarray(ids, dtype=np.int64), _target(labels, example), example.origin)
@@ -63,6 +75,25 @@ def encode_labelled(
         )
     longer = sum(length > max_length for length in lengths)
     return Encoded(documents, truncated=longer if overlong != "drop" else 0, dropped=len(examples) - len(documents))
+
+
+def _without_refused(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, on_bad: str, special_tokens: str
+) -> list[Example]:
+    """The examples less those that `data.special_tokens_in_text=refuse` refuses; others that name tokens are told."""
+    names = control_tokens(tokenizer, TurnMarks())
+    named: dict[str, str] = {}
+
+    def checked(example: Example) -> Example:
+        name = first_name([example.text], names) if names else ""
+        if name:
+            refuse_name(example.origin, name, special_tokens, [example.text])
+            named[example.origin] = name
+        return example
+
+    found = usable(examples, checked, on_bad)
+    report_names(named, len(examples), special_tokens)
+    return found
 
 
 def _target(labels: Labels, example: Example) -> Ids:

@@ -15,6 +15,8 @@ from tuneforge.data.control_text import (
     first_name,
     map_answers,
     map_texts,
+    refuse_name,
+    report_names,
     texts_of,
     with_one_end,
     without_end,
@@ -80,38 +82,34 @@ class Renderer:
             TuneforgeError: the template, or `data.special_tokens_in_text=refuse`, refuses the row.
         """
         if example.messages:
-            plain = self._checked(map_answers(example, lambda text: without_end(text, self.ends)))
-            return [_uncut(rendered) for rendered in self._chat(plain)]
+            plain, escaped = self._checked(map_answers(example, lambda text: without_end(text, self.ends)))
+            return [_uncut(r) if escaped else r for r in self._chat(plain)]
         bos, eos = str(self.tokenizer.bos_token or ""), str(self.tokenizer.eos_token or "")
         ended = {
             name: with_one_end(text, self.ends, eos).removeprefix(without_end(text, self.ends))
             for name, text in (("completion", example.completion), ("text", example.text))
         }
-        plain = self._checked(map_answers(example, lambda text: without_end(text, self.ends)), bos)
+        plain, escaped = self._checked(map_answers(example, lambda text: without_end(text, self.ends)), bos)
         if plain.completion:
             text = plain.prompt + plain.completion + ended["completion"]
             start = len(plain.prompt) if self.train_on == "assistant" else 0
         else:
             text, start = plain.text + ended["text"], 0
-        return [_uncut(Rendered(text, ((start, len(text)),), example.origin))]
+        rendered = Rendered(text, ((start, len(text)),), example.origin)
+        return [_uncut(rendered) if escaped else rendered]
 
-    def _checked(self, example: Example, bos: str = "") -> Example:
-        """The example with the names of control tokens in its texts counted, escaped or refused."""
+    def _checked(self, example: Example, bos: str = "") -> tuple[Example, bool]:
+        """The example with the names of control tokens in its texts counted, escaped or refused; whether escaped."""
         texts = texts_of(example)
         name = first_name([text.removeprefix(bos) for text in texts], self.names) if self.names else ""
         if not name or self.names is None:
-            return example
+            return example, False
         names = self.names
-        if self.special_tokens == "refuse" or (self.special_tokens == "escape" and any(CUT in t for t in texts)):
-            raise TuneforgeError(
-                "special-tokens-in-text",
-                f"{example.origin} holds {name!r} in its text, which becomes a control token",
-                path="data.special_tokens_in_text",
-                fix="correct the row, leave such rows out (data.on_bad=skip), or encode the name as plain text: "
-                "data.special_tokens_in_text=escape",
-            )
+        refuse_name(example.origin, name, self.special_tokens, texts)
         self.counts.named[example.origin] = name
-        return map_texts(example, lambda text: escape(text, names)) if self.special_tokens == "escape" else example
+        if self.special_tokens != "escape":
+            return example, False
+        return map_texts(example, lambda text: escape(text, names)), True
 
     def _chat(self, example: Example) -> list[Rendered]:
         origin = example.origin
@@ -152,15 +150,7 @@ class Renderer:
     def report(self, rows: int) -> None:
         """Print what was counted over `rows` rows."""
         counts = self.counts
-        if counts.named:
-            origin, name = next(iter(counts.named.items()))
-            message = f"{len(counts.named)} of {rows} rows hold control tokens as text ({name!r} in {origin} first)"
-            if self.special_tokens == "escape":
-                say(f"{message}: encoded as plain text")
-            else:
-                fix = "data.special_tokens_in_text=escape encodes them as plain text, refuse stops at them"
-                path = "data.special_tokens_in_text"
-                warn(Problem("special-tokens-in-text", f"{message}, and they become control tokens", path, fix=fix))
+        report_names(counts.named, rows, self.special_tokens)
         if counts.dropped:
             origin, role = next(iter(counts.dropped.items()))
             dropped = f"{len(counts.dropped)} of {rows} rows (a {role} turn of {origin} first)"
@@ -220,8 +210,6 @@ def _spread(turns: Sequence[int], at_most: int) -> list[int]:
 
 def _uncut(rendered: Rendered) -> Rendered:
     """The text without the marks of its cuts, which become places in it."""
-    if CUT not in rendered.text:
-        return rendered
     pieces = rendered.text.split(CUT)
     cuts = np.cumsum([len(piece) for piece in pieces])[:-1].tolist()
     spans = tuple((a - rendered.text.count(CUT, 0, a), b - rendered.text.count(CUT, 0, b)) for a, b in rendered.spans)
