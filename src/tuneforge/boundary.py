@@ -65,16 +65,16 @@ def _out_of_memory(config: Config, text: str) -> TuneforgeError:
     ways = []
     if config.batch.per_device != 1:
         ways.append("batch.per_device=1 (the effective batch stays)")
-    if config.trainer.gradient_checkpointing is False:
-        ways.append("trainer.gradient_checkpointing=selective or true")
-    elif not config.trainer.activation_offload:
+    if config.trainer.gradient_checkpointing is not True:
+        ways.append("trainer.gradient_checkpointing=true")
+    if not config.trainer.activation_offload:
         ways.append("trainer.activation_offload=true")
-    ways += ["a smaller data.max_length", "method=qlora"]
+    keeps = f"add {', then '.join(ways)}, with resume=auto to go on with this run; or " if ways else ""
     return TuneforgeError(
         "out-of-memory",
         f"the device ran out of memory: {_first_line(text)}",
         path="batch.per_device",
-        fix=f"try {', then '.join(ways)}; then go on with resume=auto",
+        fix=f"{keeps}start a new run with a smaller data.max_length, or with method=qlora",
     )
 
 

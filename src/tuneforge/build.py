@@ -26,7 +26,7 @@ from tuneforge.callbacks.trial_reports import TrialReports
 from tuneforge.compose import Composed
 from tuneforge.console import say, warn
 from tuneforge.context import Context
-from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler, TimedLoader
+from tuneforge.data.batches import EvalSampler, Rows, StepSampler, TimedLoader
 from tuneforge.data.encode import Document, Encoded, encode, last_label
 from tuneforge.data.labelled import CollateLabelled, LabelledRows, encode_labelled
 from tuneforge.data.labels import Labels, majority
@@ -48,7 +48,7 @@ from tuneforge.models import (
 )
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
-from tuneforge.settle import Costs, fits_whole, settle
+from tuneforge.settle import Costs, batch_warnings, fits_whole, settle
 from tuneforge.strategies import fsdp_tp
 from tuneforge.targets import make
 from tuneforge.vocabulary import add_tokens
@@ -90,12 +90,14 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         train_rows, eval_rows = _rows(composed, rows, tokenizer, max_length)
     general = tuple(_general(config, tokenizer, max_length))
     num_classes = len(classes.names) if classes else 0
-    auto = not isinstance(config.batch.per_device, int)
-    costs = estimable(architecture.to_dict(), tree, num_classes) if auto else None
-    if config.strategy.name == "auto" and machine.world_size > 1 and costs is not None:
+    chooses = config.strategy.name == "auto" and machine.world_size > 1
+    costs = _costs(composed, architecture.to_dict(), num_classes, needed=chooses)
+    if chooses and costs is not None:
         holds_all = fits_whole(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
         machine, costs = _spread(machine, tree, costs, holds_all)
     settled = settle(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
+    for problem in batch_warnings(config, settled, train_rows):
+        warn(problem)
     return Context(
         config,
         tree,
@@ -233,6 +235,20 @@ def _spread(machine: Machine, tree: dict[str, Any], costs: Costs, holds_all: boo
     return dataclasses.replace(machine, holds_all=False), dataclasses.replace(costs, splits=True)
 
 
+def _costs(composed: Composed, architecture: dict[str, Any], num_classes: int, *, needed: bool) -> Costs | None:
+    """What the memory estimate needs to know, where `batch.per_device=auto` or the choice of a strategy asks for it."""
+    auto = composed.config.batch.per_device == "auto"
+    if not auto and not needed:
+        return None
+    try:
+        return estimable(architecture, composed.tree, num_classes)
+    except TuneforgeError:
+        if auto:
+            raise
+        say("strategy=auto: ddp, as there is no memory estimate for this model")
+        return None
+
+
 def estimable(architecture: dict[str, Any], tree: dict[str, Any], num_classes: int) -> Costs:
     """What the memory estimate needs; `num_classes` is 0 for a language model.
 
@@ -284,10 +300,9 @@ class Loaders(pl.LightningDataModule):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.context = context
-        flatten = context.config.model.attn_implementation == "flash_attention_2"
-        pad_id = int(context.tokenizer.pad_token_id or 0)
         labelled = isinstance(context.train_rows, LabelledRows)
-        self.collate = CollateLabelled(pad_id) if labelled else Collate(pad_id, flatten)
+        pad_id = int(context.tokenizer.pad_token_id or 0)
+        self.collate = CollateLabelled(pad_id) if labelled else context.collate()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches from the step that training is at; Lightning asks after a checkpoint is restored."""

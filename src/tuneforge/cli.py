@@ -146,9 +146,6 @@ COMMON = ("--help", "--version", "--config-dir")
 def _run(argv: list[str]) -> int:
     if any(a.partition("=")[0] in HYDRA_FLAGS for a in argv):
         return _hydra(argv)
-    world = find_world()
-    if world.size > 1:
-        os.environ.update(world.variables())
     flags, rest = _parser().parse_known_args(argv)
     request = _request(flags, rest)
     if flags.version:
@@ -157,6 +154,9 @@ def _run(argv: list[str]) -> int:
         from tuneforge.help import help_text
 
         return _say(help_text({name: v.does for name, v in VERBS.items()}, flags.config_dir))
+    world = find_world()
+    if world.size > 1:
+        os.environ.update(world.variables())
     if flags.multirun:
         return _multirun(request)
     if flags.cfg in ("hydra", "all"):

@@ -49,7 +49,7 @@ class Context:
 
     @property
     def num_general(self) -> int:
-        """How many there are."""
+        """Number of general documents."""
         return len(self.general)
 
     def sampler(self, *, rank: int, start_step: int = 0) -> StepSampler:
@@ -57,7 +57,7 @@ class Context:
         settled = self.settled
         return StepSampler(
             self.train_rows.num_labels,
-            per_device=settled.per_device,
+            rows_per_step=settled.rows_per_step,
             accumulate=settled.accumulate,
             world_size=settled.world_size,
             rank=rank,
@@ -66,18 +66,23 @@ class Context:
             start_step=start_step,
         )
 
+    def collate(self) -> Collate:
+        """Collation of packed sequences: flash attention separates documents in a batch of one row only."""
+        flatten = self.config.model.attn_implementation == "flash_attention_2"
+        return Collate(int(self.tokenizer.pad_token_id or 0), flatten)
+
     def first_batches(self, count: int, device: torch.device) -> list[Batch]:
         """The first train rows in `count` batches, on the device; the same whatever devices and rows a pass."""
         sampler = StepSampler(
             self.train_rows.num_labels,
-            per_device=OBSERVED_ROWS,
+            rows_per_step=OBSERVED_ROWS,
             accumulate=1,
             world_size=1,
             rank=0,
             seed=self.config.seed,
             num_steps=count,
         )
-        collate = Collate(int(self.tokenizer.pad_token_id or 0))
+        collate = self.collate()
         found: list[Any] = []
         for items in islice(sampler, count):
             batch: Any = collate([self.train_rows[item] for item in items])

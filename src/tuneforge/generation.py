@@ -71,15 +71,17 @@ def continuation(module: Any, prompt: NDArray[np.int64], max_new_tokens: int, st
     tokenizer = module.context.tokenizer
     ends = sorted({*stop_ids(module.context.generation), *stop})
     ids = torch.from_numpy(prompt)[None].to(module.device)
-    generated = module.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends,
-        use_cache=True,
-    )
+    # Callbacks run outside of Lightning's autocast, in which flash attention refuses weights stored in fp32.
+    with module.trainer.precision_plugin.forward_context():
+        generated = module.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=ends,
+            use_cache=True,
+        )
     tokens: list[int] = generated[0, ids.shape[1] :].tolist()
     return Continuation(tokens, bool(tokens) and tokens[-1] in ends)
 

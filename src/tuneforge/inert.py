@@ -25,6 +25,7 @@ HINTS = (
     "method.clip",
     "model.lr_scale",
     "task_recipe.lr_scale",
+    "task_recipe.min_batch",
 )
 """Read by other keys' interpolations, and by nothing else."""
 
@@ -55,7 +56,11 @@ def _unused_hints(tree: Mapping[str, Any], origins: Mapping[str, Origin]) -> dic
     for path in origins:
         hint = next((h for h in HINTS if path == h or path.startswith(f"{h}.")), None)
         if hint is not None and path not in read and hint not in read:
-            reader = {"method.clip": "trainer.gradient_clip_val"}.get(hint, "the method")
+            readers = {
+                "method.clip": "trainer.gradient_clip_val",
+                "task_recipe.min_batch": "callbacks.quality_gates.min_batch",
+            }
+            reader = readers.get(hint, "the method")
             reader = "optim.lr" if hint == "method.lr" or hint.endswith(".lr_scale") else reader
             unread[path] = f"{reader} does not read it"
     return unread

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
 
 from tuneforge.artifacts.curves import range_chart
 from tuneforge.artifacts.folder import write_json, write_text
@@ -24,6 +23,7 @@ from tuneforge.data.source import Source
 from tuneforge.errors import RefusedError
 from tuneforge.finish import measure
 from tuneforge.resume import Place
+from tuneforge.sharding import clip_gradients
 from tuneforge.targets import make
 
 SMOOTHING = 0.8
@@ -85,7 +85,7 @@ def _sweep(context: Context, trainer: pl.Trainer, module: Any, loaders: Loaders)
             group["lr"] = rate * share
         loss = _step(context, trainer, module, [next(batches) for _ in range(context.settled.accumulate)])
         if context.config.trainer.gradient_clip_val:
-            nn.utils.clip_grad_norm_(parameters, context.config.trainer.gradient_clip_val)
+            clip_gradients(parameters, context.config.trainer.gradient_clip_val)
         optimizer.step()
         optimizer.zero_grad()
         if not math.isfinite(loss):
@@ -113,7 +113,7 @@ def _step(context: Context, trainer: pl.Trainer, module: Any, batches: list[Any]
 def _batches(context: Context, loaders: Loaders) -> Any:
     sampler = StepSampler(
         context.train_rows.num_labels,
-        per_device=context.settled.per_device,
+        rows_per_step=context.settled.rows_per_step,
         accumulate=context.settled.accumulate,
         world_size=1,
         rank=0,

@@ -5,7 +5,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import DistError
@@ -15,7 +15,7 @@ from tuneforge.artifacts.folder import write_exit
 from tuneforge.compose import Composed
 from tuneforge.console import quiet_libraries
 from tuneforge.data import source
-from tuneforge.errors import EXIT_BUG, EXIT_OK, Problem, TuneforgeError, as_record, print_problems
+from tuneforge.errors import EXIT_BUG, EXIT_OK, LostError, Problem, TuneforgeError, as_record, print_problems
 from tuneforge.exchange import Exchange
 from tuneforge.handover import fingerprint, pack, pack_place, unpack, unpack_place
 from tuneforge.train import announce, read_and_choose, train
@@ -66,17 +66,18 @@ def _join(exchange: Exchange, brought: Composed | Exception | None) -> int:
             _check_world(brought.config, exchange.world)
             announce(brought)
     packed = _told(exchange, "config", pack(brought) if brought else None)
-    composed = brought or unpack(packed)
-
     problems: list[Problem] = []
-    with _telling(exchange, "place"):
-        rows, place = read_and_choose(composed) if first else (_rows(composed, problems), None)
-    packed = _told(exchange, "place", pack_place(place) if place else None)
-    place = place or unpack_place(packed)
+    with _reporting_failure(exchange):
+        composed = brought or unpack(packed)
+        with _telling(exchange, "place"):
+            rows, place = read_and_choose(composed) if first else (_rows(composed, problems), None)
+        packed = _told(exchange, "place", pack_place(place) if place else None)
+        place = place or unpack_place(packed)
+        report = {} if place.finished else _report(composed, rows, place, problems)
     with place.claim:
         if place.finished:
             return EXIT_OK
-        reports = exchange.to_first("report", _report(composed, rows, place, problems))
+        reports = exchange.to_first("report", report)
         with _telling(exchange, "go"):
             _compare(reports)
         _told(exchange, "go", {})
@@ -128,6 +129,21 @@ def _telling(exchange: Exchange, name: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _reporting_failure(exchange: Exchange) -> Iterator[None]:
+    """The first process waits for a report of each other one: where that fails, its failure is the report."""
+    try:
+        yield
+    except _StoppedError:
+        raise
+    except Exception as error:
+        if exchange.world.rank:
+            failed = {"host": socket.gethostname(), "failed": f"{type(error).__name__}: {error}"}
+            with suppress(DistError):  # the first process is gone as well
+                exchange.to_first("report", failed)
+        raise
+
+
 def _told(exchange: Exchange, name: str, value: dict[str, Any] | None) -> dict[str, Any]:
     """What the first process says, in all of them; its failure ends the others."""
     told: dict[str, Any] = exchange.from_first(name, value)
@@ -168,6 +184,9 @@ def _compare(reports: Sequence[dict[str, Any]]) -> None:
     """
     for rank, report in enumerate(reports):
         who = _name(rank, len(reports), report["host"])
+        if "failed" in report:
+            message = f"{who} failed before training: {report['failed']}"
+            raise LostError("process-lost", message, fix="its own output has the traceback")
         if report["problems"]:
             found = [{k: v for k, v in p.items() if k != "severity"} for p in report["problems"]]
             raise TuneforgeError.of(Problem(**{**p, "message": f"{p['message']} ({who})"}) for p in found)

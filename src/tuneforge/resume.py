@@ -33,6 +33,8 @@ MAY_CHANGE = (
     "strategy",
     "batch.per_device",
     "trainer.devices",
+    "trainer.gradient_checkpointing",
+    "trainer.activation_offload",
     "trainer.max_steps",
     "trainer.log_every_n_steps",
 )
@@ -175,13 +177,12 @@ def check_spread(composed: Composed, place: Place, settled: Mapping[str, Any]) -
     then, now = _rows_per_step(facts["settled"]), _rows_per_step(settled)
     before, after = _spread(facts["choices"], facts["settled"]), _spread(composed.choices, settled)
     if then != now:
-        world = settled["world_size"]
-        divides = then % world == 0
         raise TuneforgeError(
             "batch-changed",
-            f"a step of {root} takes {then} rows, and would take {now} now ({after})",
+            f"a step of {root} takes {then} rows, and would take {now} now ({after}): an earlier version of tuneforge "
+            "rounded a step to whole passes of batch.per_device rows on every device",
             path="resume",
-            fix=f"set batch.per_device={then // world}" if divides else f"use as many processes as divide {then}",
+            fix="start a new run without resume",
         )
     if before != after:
         say(
@@ -223,7 +224,9 @@ def _other_tokens(root: Path, now: Mapping[str, str]) -> dict[str, str]:
 
 
 def _rows_per_step(settled: Mapping[str, Any]) -> int:
-    return int(settled["per_device"] * settled["accumulate"] * settled["world_size"])
+    """Rows of an optimizer step; runs of version 0.1 and before recorded its factors alone."""
+    product = settled["per_device"] * settled["accumulate"] * settled["world_size"]
+    return int(settled.get("rows_per_step", product))
 
 
 def _spread(choices: Mapping[str, Any], settled: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from tuneforge.build import Loaders
 from tuneforge.console import say
 from tuneforge.context import Context
 from tuneforge.errors import RefusedError
+from tuneforge.sharding import clip_gradients
 
 
 def overfit_one_batch(context: Context, trainer: pl.Trainer, module: Any, loaders: Loaders) -> list[float]:
@@ -56,7 +57,7 @@ def _train(context: Context, trainer: pl.Trainer, module: Any, batch: Any) -> li
         optimizer.zero_grad()
         loss.backward()
         if context.config.trainer.gradient_clip_val:
-            nn.utils.clip_grad_norm_(parameters, context.config.trainer.gradient_clip_val)
+            clip_gradients(parameters, context.config.trainer.gradient_clip_val)
         optimizer.step()
         losses.append(float(loss.detach()))
         if losses[-1] <= settings.below * losses[0]:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tuneforge.data.batches import Rows
-from tuneforge.errors import TuneforgeError
+from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.machine import Machine, usable_bytes
 from tuneforge.plan.memory import Setting, largest_per_device
+from tuneforge.plan.setting import compute_precision, memory_setting, stored_dtype
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
 
@@ -26,9 +28,11 @@ class Settled:
     gradient_checkpointing: bool | Literal["selective"]
     activation_offload: bool
     per_device: int
-    """Rows of one forward pass."""
+    """Rows of the largest micro-batch."""
     accumulate: int
-    """Forward passes of one optimizer step."""
+    """Micro-batches of one optimizer step on each device."""
+    rows_per_step: int
+    """Rows of one optimizer step over all devices; the same on any number of them."""
     world_size: int
     """Devices, or groups of devices, that read different rows."""
     num_steps: int
@@ -39,11 +43,6 @@ class Settled:
     """Mean documents an optimizer step really sees: the effective batch."""
     label_tokens_per_step: float
     """Mean supervised tokens of an optimizer step."""
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of one optimizer step over all devices."""
-        return self.per_device * self.accumulate * self.world_size
 
     def as_dict(self) -> dict[str, Any]:
         """For run.json."""
@@ -62,23 +61,7 @@ class Costs:
     """Those parts wait in host memory."""
 
 
-def precision(config: Config, machine: Machine) -> str:
-    """The compute type: bf16 where the device has it, fp16 with scaling on older GPUs, else fp32."""
-    if config.trainer.precision != "auto":
-        return config.trainer.precision
-    if machine.bf16:
-        return "bf16-mixed"
-    return "16-mixed" if machine.kind == "cuda" else "32-true"
-
-
-def base_dtype(config: Config, precision_name: str) -> str:
-    """Storage of frozen weights: the compute type, so that nothing is converted in every product."""
-    if config.model.dtype != "auto":
-        return config.model.dtype
-    return {"bf16": "bfloat16", "16": "float16", "32": "float32"}[precision_name.split("-", maxsplit=1)[0]]
-
-
-def memory_setting(
+def _setting(
     config: Config,
     machine: Machine,
     rows: Rows,
@@ -87,23 +70,18 @@ def memory_setting(
     *,
     checkpointing: bool | Literal["selective"],
 ) -> Setting:
-    """What the memory estimate is asked for this run."""
-    compute = precision(config, machine)
-    return {
-        "method": costs.trainable,
-        "max_length": max_length,
-        # Of a quantised method the estimate itself knows the bits.
-        "weight_bits": 32 if compute.startswith("32") else 16,
-        "optimizer_bytes_per_param": config.optim.state_bytes,
-        "logits_rows_fraction": float(rows.num_labels.sum() / rows.num_tokens.sum()),
-        "attention": config.model.attn_implementation,
-        "compute_bytes": 4 if compute.startswith("32") else 2,
-        "gradient_checkpointing": checkpointing,
-        "activation_offload": config.trainer.activation_offload and machine.kind == "cuda",
-        "split_over": machine.world_size if costs.splits else 1,
-        "parts_in_host": costs.parts_in_host,
-        "device_kind": machine.kind,
-    }
+    """The memory estimate's setting for this run."""
+    return memory_setting(
+        config,
+        costs.trainable,
+        kind=machine.kind,
+        precision=compute_precision(config, kind=machine.kind, bf16=machine.bf16),
+        max_length=max_length,
+        checkpointing=checkpointing,
+        split_over=machine.world_size if costs.splits else 1,
+        parts_in_host=costs.parts_in_host,
+        logits_rows_fraction=float(rows.num_labels.sum() / rows.num_tokens.sum()),
+    )
 
 
 def recomputes(config: Config, machine: Machine, may_checkpoint: bool) -> bool | Literal["selective"]:
@@ -115,14 +93,15 @@ def recomputes(config: Config, machine: Machine, may_checkpoint: bool) -> bool |
 def fits_whole(
     config: Config, machine: Machine, rows: Rows, max_length: int, costs: Costs, *, may_checkpoint: bool
 ) -> bool:
-    """Whether one device has the memory for a copy of everything, with one row."""
+    """Whether one device has the memory for a copy of everything, with `batch.per_device` rows (auto: with one)."""
     checkpointing = recomputes(config, machine, may_checkpoint)
-    setting = memory_setting(config, machine, rows, max_length, costs, checkpointing=checkpointing)
+    setting = _setting(config, machine, rows, max_length, costs, checkpointing=checkpointing)
+    wanted = config.batch.per_device if isinstance(config.batch.per_device, int) else 1
+    available = usable_bytes(config.hardware, machine)
     try:
-        largest_per_device(costs.shape, available_bytes=usable_bytes(config.hardware, machine), at_most=1, **setting)
+        return largest_per_device(costs.shape, available_bytes=available, at_most=wanted, **setting) == wanted
     except TuneforgeError:
         return False
-    return True
 
 
 def settle(
@@ -133,37 +112,60 @@ def settle(
     Raises:
         TuneforgeError: not even one row fits in memory.
     """
-    compute = precision(config, machine)
+    compute = compute_precision(config, kind=machine.kind, bf16=machine.bf16)
     checkpointing = recomputes(config, machine, may_checkpoint)
     offload = config.trainer.activation_offload and machine.kind == "cuda"
-    wanted = _rows_per_step(config, rows)
+    rows_per_step = _rows_per_step(config, rows)
+    share = math.ceil(rows_per_step / machine.data_parallel_size)
     if isinstance(config.batch.per_device, int):
-        per_device = config.batch.per_device
+        fitting = config.batch.per_device
     else:
         assert costs is not None
-        setting = memory_setting(config, machine, rows, max_length, costs, checkpointing=checkpointing)
-        share = max(1, wanted // machine.data_parallel_size)
+        setting = _setting(config, machine, rows, max_length, costs, checkpointing=checkpointing)
         available = usable_bytes(config.hardware, machine)
         fitting = largest_per_device(costs.shape, available_bytes=available, at_most=share, **setting)
-        # As many passes as that takes, evenly filled: the effective batch is met as closely as rows allow.
-        per_device = math.ceil(share / math.ceil(share / fitting))
-    accumulate = max(1, round(wanted / (per_device * machine.data_parallel_size)))
-    rows_per_step = per_device * accumulate * machine.data_parallel_size
+    # As few passes as memory allows, evenly filled: the rows of a step are those that one device would take.
+    accumulate = math.ceil(share / fitting)
+    per_device = math.ceil(share / accumulate)
     num_steps = config.trainer.max_steps or max(1, math.ceil(config.trainer.max_epochs * len(rows) / rows_per_step))
     return Settled(
         precision=compute,
-        base_dtype=base_dtype(config, compute),
+        base_dtype=stored_dtype(config, compute),
         max_length=max_length,
         gradient_checkpointing=checkpointing,
         activation_offload=offload,
         per_device=per_device,
         accumulate=accumulate,
+        rows_per_step=rows_per_step,
         world_size=machine.data_parallel_size,
         num_steps=num_steps,
         eval_every=_eval_every(config.trainer.val_check_interval, num_steps),
         documents_per_step=rows.documents_per_row * rows_per_step,
         label_tokens_per_step=float(rows.num_labels.mean()) * rows_per_step,
     )
+
+
+def batch_warnings(config: Config, settled: Settled, rows: Rows) -> Iterator[Problem]:
+    """Where a step holds more documents than asked for, or too few sequences to give each device one."""
+    wanted, step = config.batch.effective, settled.rows_per_step
+    if config.batch.effective_tokens is None and abs(settled.documents_per_step - wanted) > rows.documents_per_row / 2:
+        yield Problem(
+            "batch-exceeded",
+            f"is {wanted}, and one packed sequence holds {rows.documents_per_row:.1f} documents: a step takes "
+            f"{settled.documents_per_step:.1f}",
+            "batch.effective",
+            fix=f"set data.packing=false for steps of {wanted}, or "
+            f"batch.effective={math.ceil(settled.documents_per_step)}",
+        )
+    if step < settled.world_size:
+        enough = math.ceil(settled.world_size * settled.documents_per_step / step)
+        yield Problem(
+            "idle-devices",
+            f"is too small for {settled.world_size} devices: a step takes {step} sequences, so "
+            f"{settled.world_size - step} devices compute nothing",
+            "batch.effective",
+            fix=f"set batch.effective={enough} or more, or use fewer devices",
+        )
 
 
 def _rows_per_step(config: Config, rows: Rows) -> int:

@@ -10,6 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from tuneforge.compat import is_4bit
+
 Place = tuple[slice, ...]
 """A place in a tensor: a slice of each dimension."""
 
@@ -101,6 +103,16 @@ def shape_of(parameter: nn.Parameter) -> torch.Size:
     """The shape of a whole parameter; that of the placeholder which DeepSpeed's ZeRO-3 leaves is [0]."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
+
+
+def num_weights(model: nn.Module, *, trained: bool = False) -> int:
+    """Weights of a model, or of its trained part; a packed 4-bit tensor counts as the weights it holds, two a byte."""
+    packed = {module.weight for module in model.modules() if is_4bit(module)}
+    return sum(
+        shape_of(p).numel() * (2 * p.element_size() if p in packed else 1)
+        for p in model.parameters()
+        if p.requires_grad or not trained
+    )
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:

@@ -46,14 +46,18 @@ def find_world() -> World:
     if "RANK" in os.environ:
         return _even(_of_torchrun(os.environ))
     # Not SLURM_NTASKS, which a batch script has too, where only srun starts several processes.
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "SLURM_STEP_NUM_TASKS" in os.environ and _number(os.environ, "SLURM_STEP_NUM_TASKS") > 1:
         return _even(_of_slurm(os.environ))
     return World()
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes: the first, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process is the one that prints and writes: the first, or the only one.
+
+    A process whose launcher's variables are incomplete prints too: that is an error, which someone must see.
+    """
+    alone = os.environ.get("WORLD_SIZE") == "1" or any(name not in os.environ for name in TORCHRUN)
+    return alone or os.environ["RANK"] == "0"
 
 
 def restarts() -> int:
@@ -71,24 +75,44 @@ def _of_torchrun(given: Mapping[str, str]) -> World:
             f"RANK={given['RANK']} is in the environment, as of one of several processes, and {', '.join(missing)} not",
             fix="start it with torchrun or srun (docs/distributed.md), or alone: unset RANK",
         )
-    rank, size, local_rank, local_size = (int(given[name]) for name in TORCHRUN[:4])
-    return World(rank, size, local_rank, local_size, given["MASTER_ADDR"], int(given["MASTER_PORT"]))
+    rank, size, local_rank, local_size = (_number(given, name) for name in TORCHRUN[:4])
+    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+        raise _unreadable(f"RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local_rank} of LOCAL_WORLD_SIZE={local_size}")
+    return World(rank, size, local_rank, local_size, given["MASTER_ADDR"], _number(given, "MASTER_PORT"))
+
+
+def _number(given: Mapping[str, str], name: str) -> int:
+    value = given.get(name, "")
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise _unreadable(f"{name}={value!r}")
+    return int(value)
+
+
+def _unreadable(what: str) -> TuneforgeError:
+    return TuneforgeError(
+        "bad-launcher",
+        f"{what} is in the environment, and no launcher would set it so",
+        fix="start with torchrun or srun (docs/distributed.md), or alone: unset RANK and SLURM_STEP_NUM_TASKS",
+    )
 
 
 def _of_slurm(given: Mapping[str, str]) -> World:
     """srun's variables: https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES."""
-    counts = tasks_per_node(given["SLURM_STEP_TASKS_PER_NODE"])
+    text = given.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", text):
+        raise _unreadable(f"SLURM_STEP_TASKS_PER_NODE={text!r}")
+    counts = tasks_per_node(text)
     if len(set(counts)) > 1:
         raise _uneven(", ".join(map(str, counts)))
     # One port for all processes of a step, and rarely that of another step on the same machine.
-    port = 15000 + (int(given["SLURM_JOB_ID"]) + int(given["SLURM_STEP_ID"])) % 10000
+    port = 15000 + (_number(given, "SLURM_JOB_ID") + _number(given, "SLURM_STEP_ID")) % 10000
     return World(
-        int(given["SLURM_PROCID"]),
-        int(given["SLURM_STEP_NUM_TASKS"]),
-        int(given["SLURM_LOCALID"]),
+        _number(given, "SLURM_PROCID"),
+        _number(given, "SLURM_STEP_NUM_TASKS"),
+        _number(given, "SLURM_LOCALID"),
         counts[0],
-        given.get("MASTER_ADDR") or first_node(given["SLURM_STEP_NODELIST"]),
-        int(given.get("MASTER_PORT") or port),
+        given.get("MASTER_ADDR") or first_node(given.get("SLURM_STEP_NODELIST", "")),
+        _number(given, "MASTER_PORT") if given.get("MASTER_PORT") else port,
     )
 
 

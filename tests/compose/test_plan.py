@@ -1,6 +1,7 @@
 """`plan`: what would run, why a value is what it is, and how two runs differ."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -10,10 +11,11 @@ from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.explain import explain, text
 from tuneforge.interpolation import leaves, references
+from tuneforge.plan import device
 
 
-def ask(capsys, *arguments):
-    assert run(list(arguments)) == 0, capsys.readouterr().err
+def ask(capsys, *arguments, code=0):
+    assert run(list(arguments)) == code, capsys.readouterr().err
     return capsys.readouterr().out
 
 
@@ -145,8 +147,64 @@ def test_the_plan_says_whether_it_fits(capsys):
     fits = ask(capsys, "plan", "method=qlora", "hardware=rtx4090")
     assert "256 rows a device or more" in fits
     assert "command line: method=qlora" in fits
-    too_small = ask(capsys, "plan", "hardware=rtx4090", "hardware.vram_gb=0.5")
+    too_small = ask(capsys, "plan", "hardware=rtx4090", "hardware.vram_gb=0.5", code=3)
     assert "fits        no: no single device of this size holds it" in too_small
+
+
+LLAMA_8B = {
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+@pytest.fixture
+def of_8b(tmp_path, capsys):
+    """The estimate of a plan for an 8B model, and its exit code."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+
+    def call(*arguments):
+        code = run(["plan", "--json", "model=hf", f"model.path={tmp_path}", "data=pydoc", *arguments])
+        return code, json.loads(capsys.readouterr().out)["estimate"]
+
+    return call
+
+
+def test_the_plan_of_several_devices_takes_the_strategy_that_auto_would_pick(of_8b):
+    full = ("method=full", "hardware=h100", "data.max_length=2048")
+    assert of_8b(*full, "trainer.devices=1")[0] == 3
+    code, split = of_8b(*full, "trainer.devices=8")
+    assert (code, split["strategy"], split["devices"], split["holds"]) == (0, "fsdp", 8, True)
+    code, copied = of_8b("method=lora", "hardware=h100", "trainer.devices=8")
+    assert (code, copied["strategy"]) == (0, "ddp")
+
+
+def test_the_plan_reads_the_stored_dtype_and_the_rows_asked_for(of_8b):
+    lora = ("method=lora", "hardware=h100", "data.max_length=2048", "trainer.devices=1")
+    (_, half), (_, whole) = of_8b(*lora), of_8b(*lora, "model.dtype=float32")
+    assert whole["one_row_gib"] - half["one_row_gib"] == pytest.approx(8.03e9 * 2 / 2**30, rel=0.02)
+    code, many = of_8b(*lora, "batch.per_device=200")
+    assert code == 3
+    most = int(re.search(r"set batch.per_device=(\d+)", many["fits"])[1])
+    assert of_8b(*lora, f"batch.per_device={most}")[0] == 0
+    assert of_8b(*lora, f"batch.per_device={most + 1}")[0] == 3
+
+
+def test_the_plan_for_this_machine_takes_the_memory_of_its_gpus(of_8b, monkeypatch):
+    monkeypatch.setattr(device, "_nvidia_gpus", lambda: [("NVIDIA L4", 24 * 2**30, 8.9)] * 2)
+    code, found = of_8b("method=full")
+    assert (code, found["device"], found["devices"]) == (3, "this machine (NVIDIA L4)", 2)
+    assert found["available_gib"] == 24
+    assert of_8b("method=full", "trainer.accelerator=cpu")[1]["device"] == "this machine (cpu)"
+
+
+@pytest.mark.parametrize(
+    ("listed", "seen"), [(None, [0, 1, 2]), ("", []), ("-1", []), ("1", [1]), ("2,0", [2, 0]), ("0,7,1", [0])]
+)
+def test_the_plan_counts_the_visible_gpus(monkeypatch, listed, seen):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if listed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert device._visible(3) == seen
 
 
 def test_the_plan_of_a_model_that_is_not_here_says_so(capsys):

@@ -44,8 +44,6 @@ BROKEN = [
     ("no-next-tokens", ["task_recipe=classification", "regularise.kl=0.1"]),
     ("no-eval-split", ["data.split.eval_fraction=0"]),
     ("chunked-answers", ["data.overlong=chunk"]),
-    ("batch-does-not-divide", ["data.packing=false", "trainer.devices=3"]),
-    ("batch-does-not-divide", ["data.packing=false", "trainer.devices=1", "batch.per_device=5"]),
     ("unknown-measure", ["callbacks.checkpoints.monitor=eval/acuracy"]),
     ("unknown-measure", ["task_recipe=classification", "callbacks.checkpoints.monitor=eval/perplexity"]),
     ("measure-upside-down", ["callbacks.checkpoints.mode=max"]),

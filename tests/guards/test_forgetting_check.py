@@ -1,12 +1,17 @@
 """What the base could do is scored before and along the run; a run that destroys it is seen, for each action."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from guards.conftest import evals, found
-from helpers import SHORT, shown, signal_at
+from helpers import SHORT, documents, shown, signal_at
 from tuneforge.callbacks.forgetting_check import ForgettingCheck
+from tuneforge.data.batches import Collate
+from tuneforge.data.encode import IGNORE
 from tuneforge.data.known import known
 from tuneforge.data.scored import Fall
 
@@ -213,3 +218,27 @@ def test_the_gate_says_what_chance_explains(now, noise, passed, said):
     assert gate.passed is passed
     assert gate.value.startswith("worst of 2: facts 1.0000 -> ")
     assert gate.value.endswith(said)
+
+
+def test_processes_that_compute_a_row_together_score_the_same_rows_and_count_them_once():
+    made, seen, total = documents(7), {}, np.zeros(7)
+    for rank in range(4):
+        batches = seen.setdefault(rank, [])
+
+        def likelihoods(batch, batches=batches):
+            batches.append(batch["input_ids"].tolist())
+            return torch.ones(int((batch["labels"] != IGNORE).sum()))
+
+        context = SimpleNamespace(
+            settled=SimpleNamespace(per_device=1, max_length=64),
+            config=SimpleNamespace(data=SimpleNamespace(packing=False)),
+            machine=SimpleNamespace(
+                rank=rank, tensor_parallel_size=2, data_parallel_size=2, data_parallel_rank=rank // 2
+            ),
+            collate=lambda: Collate(0),
+        )
+        module = SimpleNamespace(context=context, device="cpu", log_likelihoods=likelihoods)
+        total += ForgettingCheck()._sums(SimpleNamespace(world_size=1), module, made)
+    assert seen[0] == seen[1]
+    assert seen[2] == seen[3] != seen[0]
+    assert total.tolist() == [float(d.num_labels) for d in made]

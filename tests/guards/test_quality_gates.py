@@ -1,10 +1,13 @@
 """The list at the end, what fails it, and runs in which nothing is wrong."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from guards.conftest import FAST, write_rows
 from helpers import SHORT
 from tuneforge.callbacks.quality_gates import QualityGates
+from tuneforge.compose import compose
 
 
 def gates(ran):
@@ -42,6 +45,20 @@ def test_a_loss_that_rises_again_has_not_fallen_steadily(losses, after, passed):
     assert asked._fell({"eval/loss": 4.0}, {"eval/loss": after}).passed is passed
 
 
+def test_the_gate_of_the_batch_compares_with_what_was_asked_and_with_the_recipe():
+    def gate(documents, asked, fewest=32, per_row=5.0):
+        settled, rows = SimpleNamespace(documents_per_step=documents), SimpleNamespace(documents_per_row=per_row)
+        config = SimpleNamespace(batch=SimpleNamespace(effective=asked, effective_tokens=None))
+        context = SimpleNamespace(settled=settled, train_rows=rows, config=config)
+        return QualityGates(min_batch=fewest)._batch(context).passed
+
+    assert gate(31.5, 32)
+    assert not gate(41.5, 32)
+    assert not gate(16.0, 16)
+    small_data = compose(["task_recipe=small_data"])
+    assert gate(16.0, small_data.config.batch.effective, small_data.tree["callbacks"]["quality_gates"]["min_batch"])
+
+
 def test_an_eval_row_in_the_train_rows_fails_and_stops_where_asked(command, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", 24)
     leaked = write_rows(tmp_path / "leaked.jsonl", 8)  # the first eight of them
@@ -56,7 +73,7 @@ def test_an_eval_row_in_the_train_rows_fails_and_stops_where_asked(command, tmp_
     assert ran.code == 3
     assert gates(ran)["no eval row in train"] == (False, "8 of 8 eval documents are in the train rows")
     assert gates(ran)["effective batch"] == (False, "8.0 documents")
-    assert gates(ran)["samples to read"][0] is False
+    assert gates(ran)["samples to read"] == (None, "0")
     assert "no eval row in train: 8 of 8" in ran.err
     assert ran.record["status"] == "refused"
     assert "FAIL     no eval row in train" in ran.out

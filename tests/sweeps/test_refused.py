@@ -2,6 +2,7 @@
 
 import json
 
+import optuna
 import pytest
 
 import tuneforge.samplers
@@ -116,3 +117,20 @@ def test_another_sweep_in_the_folder_is_refused(refused, tmp_path, monkeypatch):
     assert "nothing is overwritten" in said
     said = refused("report", str(tmp_path))
     assert "is not the folder of a sweep" in said
+
+
+@pytest.mark.parametrize("database", ["missing", "empty", "of another"])
+def test_a_report_without_its_database_is_refused_and_changes_no_file(refused, tmp_path, database):
+    kept = {k: [] for k in ("fixed", "trial", "config_dirs")}
+    kept |= {"identity": "x", "study": "s", "storage": "", "status": "done", "pid": 1, "written": "then"}
+    kept |= {"objectives": ["eval/loss"], "directions": ["minimize"]}
+    (tmp_path / "sweep.json").write_text(json.dumps(kept))
+    (tmp_path / "report.html").write_text("the page of the sweep")
+    if database == "empty":
+        (tmp_path / "study.db").touch()
+    elif database == "of another":
+        optuna.create_study(storage=f"sqlite:///{tmp_path / 'study.db'}", study_name="another")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    said = refused("report", str(tmp_path))
+    assert "has no results to read" in said
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import json
+import textwrap
 
 import pytest
 
@@ -43,11 +44,25 @@ def logged(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("logged") / "run"
     code = run(
-        [*FEW, "logger=csv", "optim.lr=1e-30", "trainer.val_check_interval=2", f"hydra.run.dir={folder}",
-         f"output_root={folder.parent}"]
+        [*FEW, "samples.num=1", "logger=csv", "optim.lr=1e-30", "trainer.val_check_interval=2",
+         f"hydra.run.dir={folder}", f"output_root={folder.parent}"]
     )  # fmt: skip
     assert code == 0
     return folder, events(folder)
+
+
+def test_the_texts_show_config_samples_gates_and_findings(logged):
+    folder, accumulator = logged
+    texts = {
+        tag.removesuffix("/text_summary"): tensor_of(accumulator.Tensors(tag)[-1]).decode()
+        for tag in accumulator.Tags()["tensors"]
+        if tag.endswith("/text_summary")
+    }
+    assert {"config", "quality gates", "samples/0", "underfit_guard/nothing-moves"} <= texts.keys()
+    assert all(text.strip() for text in texts.values())
+    assert "    optim.lr: 1e-30\n" in texts["config"]
+    sample = json.loads((folder / "run.json").read_text())["samples"]["after"][0]
+    assert textwrap.indent(sample["wanted"], "    ", lambda _: True) in texts["samples/0"]
 
 
 def test_the_dashboard_shows_what_the_run_logs(logged):

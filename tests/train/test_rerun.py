@@ -1,6 +1,7 @@
 """`train --from RUN`: the same run to the bit, or with changes whose consequences are worked out again."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tuneforge.boundary import library_errors_explained
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.rerun import compose_from
+from tuneforge.resume import identity
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +140,17 @@ def test_running_out_of_memory_ends_with_what_to_change_and_no_traceback(refused
 
     monkeypatch.setattr(CausalLM, "training_step", full)
     said = refused(*SHORT, f"hydra.run.dir={tmp_path / 'run'}", f"output_root={tmp_path}")
-    assert "batch.per_device" in said
     assert "method=qlora" in said
+    # What is advised for going on is what `resume` lets change.
+    advised = re.findall(r"[\w.]+=\w+", said[said.index("add ") : said.index(", with resume=auto")])
+    assert len(advised) == 3
+    assert identity(compose([*SHORT, *advised]).tree) == identity(compose([*SHORT]).tree)
     monkeypatch.setenv("TUNEFORGE_DEBUG", "1")
     from tuneforge.cli import run
 
-    assert run([*SHORT, f"hydra.run.dir={tmp_path / 'other'}", f"output_root={tmp_path}"]) == 2
-    assert "OutOfMemoryError: CUDA out of memory" in capfd.readouterr().err
+    where = (f"hydra.run.dir={tmp_path / 'other'}", f"output_root={tmp_path}")
+    assert run([*SHORT, *advised, "resume=auto", *where]) == 2
+    printed = capfd.readouterr()
+    assert "OutOfMemoryError: CUDA out of memory" in printed.err
+    assert f"{tmp_path / 'run'} has no whole checkpoint, starting it over" in printed.out
+    assert not (tmp_path / "other").exists()

@@ -114,13 +114,16 @@ def test_a_step_may_be_spread_otherwise_while_its_rows_are_the_same(command, mon
     assert [m["step"] for m in stopped.metrics] == [m["step"] for m in uninterrupted.metrics]
 
 
-def test_a_step_of_other_rows_is_refused_with_what_would_fit(command, monkeypatch, refused):
+def test_a_run_whose_steps_were_rounded_to_whole_passes_is_refused(command, monkeypatch, refused):
     signal_at(monkeypatch, 3)
     stopped = command(*STEPS)
-    where = (f"output_root={stopped.folder.parent}", f"resume={stopped.folder}")
-    said = refused(*STEPS, "batch.per_device=4", *where)
-    assert f"a step of {stopped.folder} takes 2 rows, and would take 4 now (strategy=auto, 4 rows x 1 x 1)" in said
-    assert "set batch.per_device=2" in said
+    record = stopped.record
+    # As version 0.1 recorded `batch.effective=8 batch.per_device=4`.
+    del record["settled"]["rows_per_step"]
+    record["settled"] |= {"per_device": 4, "accumulate": 1}
+    (stopped.folder / "run.json").write_text(json.dumps(record))
+    said = refused(*STEPS, f"output_root={stopped.folder.parent}", f"resume={stopped.folder}")
+    assert f"a step of {stopped.folder} takes 4 rows, and would take 2 now (strategy=auto, 1 rows x 2 x 1)" in said
 
 
 def flip(checkpoint) -> None:

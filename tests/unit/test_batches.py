@@ -59,7 +59,7 @@ def test_flattened_rows_are_one_row_without_padding():
 
 
 def sampler(**changes) -> StepSampler:
-    facts = {"per_device": 2, "accumulate": 2, "world_size": 1, "rank": 0, "seed": 1, "num_steps": 5}
+    facts = {"rows_per_step": 4, "accumulate": 2, "world_size": 1, "rank": 0, "seed": 1, "num_steps": 5}
     return StepSampler(np.arange(1, 14), **{**facts, **changes})
 
 
@@ -86,12 +86,26 @@ def test_going_on_at_a_step_gives_what_the_uninterrupted_stream_gives():
 
 
 def test_devices_share_a_step_without_overlap_and_cover_what_one_device_would_take():
-    one = [{r for r, _ in micro} for micro in take(sampler(per_device=4, accumulate=1), 4)]
-    two = [take(sampler(per_device=2, accumulate=1, world_size=2, rank=rank), 4) for rank in (0, 1)]
+    one = [{r for r, _ in micro} for micro in take(sampler(accumulate=1), 4)]
+    two = [take(sampler(accumulate=1, world_size=2, rank=rank), 4) for rank in (0, 1)]
     for step in range(4):
         shares = [{r for r, _ in two[rank][step]} for rank in (0, 1)]
         assert not shares[0] & shares[1]
         assert shares[0] | shares[1] == one[step]
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), (2, 1), (2, 2), (3, 1), (8, 1)])
+def test_a_step_takes_the_same_rows_on_any_number_of_devices(devices, accumulate):
+    one = [{r for r, _ in micro} for micro in take(sampler(rows_per_step=3, accumulate=1), 4)]
+    spread = {"rows_per_step": 3, "accumulate": accumulate, "world_size": devices}
+    shares = [take(sampler(**spread, rank=rank), 4 * accumulate) for rank in range(devices)]
+    for step in range(4):
+        micros = [m for share in shares for m in share[step * accumulate : (step + 1) * accumulate]]
+        assert all(micros)
+        sizes = [sum(r != Rows.EMPTY for r, _ in micro) for micro in micros]
+        assert max(sizes) - min(sizes) <= 1
+        rows = [r for micro in micros for r, _ in micro if r != Rows.EMPTY]
+        assert sorted(rows) == sorted(one[step])
 
 
 def test_eval_rows_come_once_over_all_devices_and_equally_often_on_each():

@@ -407,6 +407,29 @@ def test_a_file_is_never_overwritten(answer, write):
     assert out.read_text() == "mine: 1\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("lf.yaml", "model_name_or_path: m\nstage: telepathy\ndataset: alpaca_en\nfinetuning_type: lora\n"),
+        ("lf.yaml", "model_name_or_path: m\nstage: sft\ndataset: alpaca_en\nfinetuning_type: telepathy\n"),
+        ("ax.yml", "base_model: m\nrl: telepathy\ndatasets: [{path: d, type: chatml.intel}]\n"),
+    ],
+)
+def test_a_training_that_does_not_exist_here_gives_no_command(answer, capsys, write, name, text):
+    """An objective that no recipe will ever have: a command would train something else without saying so."""
+    file = write(text, name)
+    out = file.parent / "experiment" / "theirs.yaml"
+    for as_json in (False, True):
+        with pytest.raises(TuneforgeError) as raised:
+            answer(file, out=out, as_json=as_json)
+        assert raised.value.problems[0].code == "no-such-training"
+        assert "telepathy" in raised.value.problems[0].message
+        assert not out.parent.exists()
+        printed = capsys.readouterr().out
+        assert "python -m tuneforge" not in printed
+    assert json.loads(printed)["command"] is None
+
+
 def test_json_has_the_whole_answer(answer):
     read = json.loads(answer(FOREIGN / "axolotl_qlora.yaml", as_json=True))
     assert list(read) == ["dialect", "command", "experiment", "left", "notes"]

@@ -92,3 +92,24 @@ def test_a_parameter_may_have_a_rate_of_its_own():
     assert rates[id(model[3].weight)] == pytest.approx(1.6e-2)
     assert rates[id(model[1].weight)] == pytest.approx(1e-3)
     assert sum(len(g["params"]) for g in made) == len(list(model.parameters()))
+
+
+class _Scales(torch.nn.Module):
+    """What adapters train beside matrices: IA3's scales, AdaLoRA's singular values, and LoRA at rank 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ia3_l = torch.nn.ParameterDict({"default": torch.nn.Parameter(torch.ones(64, 1))})
+        self.lora_E = torch.nn.ParameterDict({"default": torch.nn.Parameter(torch.zeros(4, 1))})
+        self.time_mix = torch.nn.Parameter(torch.ones(1, 1, 64))
+        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(64, 1, bias=False)})
+        self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(1, 64, bias=False)})
+
+
+def test_scales_do_not_decay_whatever_their_shape():
+    model = _Scales()
+    decayed, kept = parameter_groups(model, 0.1, 1e-3)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
+    assert [names[id(p)] for p in decayed["params"]] == ["lora_A", "lora_B"]
+    assert {names[id(p)] for p in kept["params"]} == {"ia3_l", "lora_E", "time_mix"}

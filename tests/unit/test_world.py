@@ -2,6 +2,7 @@
 
 import pytest
 
+from tuneforge.cli import run
 from tuneforge.errors import TuneforgeError
 from tuneforge.world import World, find_world, first_node, tasks_per_node
 
@@ -91,6 +92,14 @@ def test_counts_of_tasks():
         ({"RANK": "0"}, "incomplete-launcher"),
         ({**TORCHRUN, "WORLD_SIZE": "5"}, "uneven-machines"),
         ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "5,3"}, "uneven-machines"),
+        ({**TORCHRUN, "RANK": "first"}, "bad-launcher"),
+        ({**TORCHRUN, "RANK": "-1"}, "bad-launcher"),
+        ({**TORCHRUN, "RANK": TORCHRUN["WORLD_SIZE"]}, "bad-launcher"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "0"}, "bad-launcher"),
+        ({**TORCHRUN, "MASTER_PORT": ""}, "bad-launcher"),
+        ({"SLURM_STEP_NUM_TASKS": "two"}, "bad-launcher"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "bad-launcher"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(y3)"}, "bad-launcher"),
     ],
 )
 def test_what_is_half_said_or_uneven_is_refused(environment, given, code):
@@ -98,3 +107,19 @@ def test_what_is_half_said_or_uneven_is_refused(environment, given, code):
     with pytest.raises(TuneforgeError) as caught:
         find_world()
     assert caught.value.problems[0].code == code
+
+
+@pytest.mark.parametrize("given", [{"RANK": "0"}, {"RANK": "1"}, {"RANK": "x", "WORLD_SIZE": "2"}])
+def test_half_a_launcher_stops_no_answer_that_needs_none_and_its_error_is_printed(environment, capsys, given):
+    environment(given)
+    assert run(["--version"]) == 0
+    assert run(["--help"]) == 0
+    capsys.readouterr()
+    assert run(["plan"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_only_process_prints_whatever_its_rank(environment, capsys):
+    environment({"RANK": "1", "WORLD_SIZE": "1"})
+    assert run(["method=lroa"]) == 2
+    assert "lora" in capsys.readouterr().err

@@ -38,7 +38,8 @@ LAYOUT = {
         "share of trained tensors that moved": ["underfit_guard/moved"],
     },
 }
-"""The dashboard under "Custom Scalars": category -> title -> keys of one chart. What guards found is under "Text"."""
+"""The dashboard under "Custom Scalars": category -> title -> keys of one chart. Under "Text" are the config, the
+samples before and after, the quality gates and what guards found."""
 
 
 class RunLogger(Logger, ABC):
@@ -52,6 +53,14 @@ class RunLogger(Logger, ABC):
             status: of run.json: done, refused, failed or interrupted.
             chosen: what sets this run apart from others: options, and keys the user set.
             final: what was measured of the result; empty where the run did not come that far.
+            step: optimizer steps done.
+        """
+
+    def log_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Show texts under their titles; a logger without a place for text shows none.
+
+        Args:
+            texts: title -> Markdown.
             step: optimizer steps done.
         """
 
@@ -99,9 +108,15 @@ class TensorBoard(TensorBoardLogger, RunLogger):
         super().__init__(save_dir=folder, name="tensorboard", version="")
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Write the dashboard's layout. What is comparable of the config is written with the result it led to."""
+        """Write the dashboard's layout, and the config as a text: HParams shows what is compared, with the result."""
         charts = {c: {title: ["Multiline", keys] for title, keys in of.items()} for c, of in LAYOUT.items()}
         self.experiment.add_custom_scalars(charts)
+        self.log_texts({"config": "".join(f"    {key}: {value}\n" for key, value in params.items())}, 0)
+
+    def log_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Write them under "Text"."""
+        for title, text in texts.items():
+            self.experiment.add_text(title, text, step)
 
     def save(self) -> None:
         """Nothing: Lightning would write hparams.yaml, and config.yaml lies in the run folder."""

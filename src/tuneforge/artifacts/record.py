@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import subprocess
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -38,7 +39,7 @@ from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import efficiency, flops_per_token
 from tuneforge.rerun import PLACES
 from tuneforge.resume import identity
-from tuneforge.sharding import shape_of
+from tuneforge.sharding import num_weights
 from tuneforge.versions import versions
 from tuneforge.vocabulary import digests
 from tuneforge.world import is_main_process
@@ -49,6 +50,7 @@ _SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b")
 WORDS = {True: "pass", False: "FAIL", None: "open"}
 """Of a gate's line."""
 _TOKENS = ("train/tokens_per_s", "supervised tokens")
+_EXAMPLES = ("train/examples_per_s", "texts")
 
 
 @dataclass
@@ -107,8 +109,8 @@ class Record:
         for logger in self.loggers:
             logger.log_metrics(self.before.metrics, step=0)
         self.parameters = {
-            "total": sum(shape_of(p).numel() for p in module.model.parameters()),
-            "trainable": sum(shape_of(p).numel() for p in module.model.parameters() if p.requires_grad),
+            "total": num_weights(module.model),
+            "trainable": num_weights(module.model, trained=True),
         }
         settled = self.context.settled
         if is_main_process():
@@ -166,7 +168,24 @@ class Record:
         step = max((m["step"] for m in read_metrics(self.context.folder.metrics)), default=0)
         for logger in self.loggers:
             if isinstance(logger, RunLogger):
+                logger.log_texts(self._texts(), step)
                 logger.end(status, self._chosen(), self.after.metrics, step)
+
+    def _texts(self) -> dict[str, str]:
+        """Samples and gates in Markdown, for loggers that show text."""
+        texts = {}
+        if self.gates:
+            texts["quality gates"] = "".join(f"    {WORDS[gate.passed]} {gate}\n" for gate in self.gates)
+        untuned = [sample["answer"] for sample in self.before.samples]
+        for number, sample in enumerate(self.after.samples):
+            parts = {"prompt": sample["prompt"], "after": sample["answer"], "wanted": sample["wanted"]}
+            if number < len(untuned):
+                parts["before"] = untuned[number]
+            # Indented by four spaces, Markdown shows a text as it is.
+            texts[f"samples/{number}"] = "\n\n".join(
+                f"{name}\n\n" + textwrap.indent(text, "    ", lambda _: True) for name, text in parts.items()
+            )
+        return texts
 
     def _chosen(self) -> dict[str, Any]:
         """What sets this run apart from others: its options, what the user set, and the numbers compared most."""
@@ -238,10 +257,12 @@ class Record:
             architecture = self.context.architecture.to_dict()
             shape = ModelShape.from_hf_config(architecture).with_classes(len(self.data.get("labels", ())))
             flops = flops_per_token(shape, Trainable.of_method(self.composed.tree["method"]))
-        steps = [m for m in read_metrics(self.context.folder.metrics) if "train/tokens_per_s" in m]
-        # The logged speed counts supervised tokens; the device computes the others too.
-        speeds = [m["train/tokens_per_s"] / m.get("train/supervised_fraction", 1.0) for m in steps]
-        speed = sum(speeds) / max(1, len(steps))
+        key, _ = _EXAMPLES if self._classifies else _TOKENS
+        speeds = [m[key] for m in read_metrics(self.context.folder.metrics) if key in m]
+        # The log counts supervised tokens, or texts. Useful work is on every token of the documents, not on padding.
+        rows = self.context.train_rows
+        tokens = float(rows.num_tokens.sum() / rows.num_labels.sum())
+        speed = tokens * sum(speeds) / max(1, len(speeds))
         seconds = time.perf_counter() - self.clock
         return efficiency(config.hardware, flops, speed, seconds, machine.world_size)
 
@@ -255,7 +276,7 @@ class Record:
     def _summary(self, trainer: pl.Trainer) -> None:
         folder, settled = self.context.folder, self.context.settled
         steps = [m for m in read_metrics(folder.metrics) if "train/loss" in m]
-        key, what = ("train/examples_per_s", "texts") if self._classifies else _TOKENS
+        key, what = _EXAMPLES if self._classifies else _TOKENS
         speed = sum(m[key] for m in steps) / len(steps) if steps else 0.0
         learnt = settled.label_tokens_per_step * settled.num_steps
         result = folder.result(not self.context.method.trains_base)

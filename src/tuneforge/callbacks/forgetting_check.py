@@ -11,7 +11,7 @@ from tuneforge.callbacks.beside import Pace, evaluating
 from tuneforge.callbacks.guard import Gate, Guard, Table, steps
 from tuneforge.callbacks.kept_states import scale_rate
 from tuneforge.console import warn
-from tuneforge.data.batches import Collate, EvalSampler, Rows
+from tuneforge.data.batches import EvalSampler, Rows
 from tuneforge.data.encode import Document
 from tuneforge.data.scored import Fall, Numbers, ScoredTask, read_tasks
 from tuneforge.errors import Problem
@@ -214,13 +214,12 @@ class ForgettingCheck(Guard):
         context = pl_module.context
         settled, config = context.settled, context.config
         rows = Rows(documents, settled.max_length, config.data.packing)
-        collate = Collate(
-            int(context.tokenizer.pad_token_id or 0), config.model.attn_implementation == "flash_attention_2"
-        )
+        collate, machine = context.collate(), context.machine
         # As many tokens as a pass in training, and labels, each with a row of logits, on at most a quarter of them.
         places = settled.per_device * settled.max_length
         per_pass = max(1, places // int(max(rows.num_tokens.max(), 4 * rows.num_labels.max())))
-        sampler = EvalSampler(len(rows), per_pass, trainer.world_size, trainer.global_rank)
+        # The processes of a tensor-parallel group compute a row together: all of them must pass the same rows.
+        sampler = EvalSampler(len(rows), per_pass, machine.data_parallel_size, machine.data_parallel_rank)
         sums = np.zeros(len(documents))
         for indices in sampler:
             batch: Any = collate([rows[index] for index in indices])
@@ -228,6 +227,8 @@ class ForgettingCheck(Guard):
             owners = [i for index in indices if index != Rows.EMPTY for i in rows.rows[index]]
             of_each = np.repeat(np.array(owners, int), [documents[i].num_labels for i in owners])
             np.add.at(sums, of_each, found.cpu().double().numpy())
+        if machine.rank % machine.tensor_parallel_size:
+            sums[:] = 0.0  # the first process of the group counts its rows
         if trainer.world_size > 1:
             total = torch.from_numpy(sums).to(trainer.strategy.root_device)
             torch.distributed.all_reduce(total)

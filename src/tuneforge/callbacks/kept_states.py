@@ -2,13 +2,14 @@
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from tuneforge.callbacks.guard import every_guard
 from tuneforge.sharding import ClippingInStep, Sharding
 
 GIB = 2**30
@@ -22,6 +23,13 @@ class _Kept:
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     method: dict[str, Any]
+
+
+@runtime_checkable
+class Rewinds(Protocol):
+    """A guard that keeps copies to go back to."""
+
+    kept: "KeptStates"
 
 
 class KeptStates:
@@ -62,6 +70,8 @@ class KeptStates:
     def restore(self, trainer: pl.Trainer, pl_module: Any, before: int) -> int | None:
         """Go back to the newest copy of step `before` or earlier, else to the oldest; learning rates stay.
 
+        Every other guard's copies follow: those of the steps that are left out would bring their weights back.
+
         Returns:
             The step of the copy; None where there is none.
         """
@@ -81,7 +91,18 @@ class KeptStates:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group.update(rate)
         pl_module.context.method.load_state(pl_module.model, _copied(kept.method))
+        for guard in every_guard(trainer):
+            if isinstance(guard, Rewinds) and guard.kept is not self:
+                guard.kept._follow(kept)
         return kept.step
+
+    def _follow(self, restored: _Kept) -> None:
+        """Drop copies that are newer than the restored one; without any left, share that."""
+        self._unproven.clear()
+        while self._kept and self._kept[-1].step > restored.step:
+            self._kept.pop()
+        if not self._kept:
+            self._kept.append(restored)
 
 
 def scale_rate(trainer: pl.Trainer, factor: float) -> float:

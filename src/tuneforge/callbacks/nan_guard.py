@@ -236,12 +236,12 @@ class NanGuard(StepGuard[_Step]):
             torch.distributed.all_gather(gathered, losses)
             # One of each group of processes that read the same rows.
             losses = torch.stack(gathered[:: context.machine.tensor_parallel_size], 1)
-        shape = (settled.accumulate, settled.world_size, settled.per_device)
-        losses = losses.cpu().reshape(shape[:2])
-        rows = context.sampler(rank=0).step_rows(seen.step - 1).reshape(shape)
-        broken = torch.logical_not(torch.isfinite(losses)).numpy()
-        # Finite losses and gradients that are not: every row may be the one.
-        chosen = (rows[broken] if broken.any() else rows).flatten().tolist()
+        losses = losses.cpu().reshape(settled.accumulate, settled.world_size)
+        micro_batches = context.sampler(rank=0).micro_batches(seen.step - 1)
+        broken = torch.logical_not(torch.isfinite(losses)).flatten().tolist()
+        # With finite losses and non-finite gradients, any row may be the cause.
+        suspects = [m for m, bad in zip(micro_batches, broken, strict=True) if bad or not any(broken)]
+        chosen = [int(row) for micro_batch in suspects for row in micro_batch]
         return {
             "step": seen.step,
             "micro_batches": losses.tolist(),

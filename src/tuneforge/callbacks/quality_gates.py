@@ -85,11 +85,15 @@ class QualityGates(pl.Callback):
         return Gate(name, True, f"step {step}, {kept.monitor} {kept.sign * kept.scores[step]:.4f}", "")
 
     def _batch(self, context: Context) -> Gate:
-        documents = context.settled.documents_per_step
-        # Packed rows are whole: the batch that is asked for is met to half a row.
+        documents, asked = context.settled.documents_per_step, context.config.batch
+        # Packed sequences are whole: the batch that is asked for is met to half a sequence.
         slack = context.train_rows.documents_per_row / 2
+        value = f"{documents:.1f} documents"
+        if asked.effective_tokens is None and abs(documents - asked.effective) > slack:
+            wanted = f"the {asked.effective} that batch.effective asks for (data.packing=false)"
+            return Gate("effective batch", False, value, wanted)
         wanted = f"{self.min_batch} or more (batch.effective={self.min_batch})"
-        return Gate("effective batch", documents >= self.min_batch - slack, f"{documents:.1f} documents", wanted)
+        return Gate("effective batch", documents >= self.min_batch - slack, value, wanted)
 
     def _leak(self, train: Rows, held: Rows) -> Gate:
         seen = {d.input_ids.tobytes() for d in train.documents}
@@ -110,6 +114,7 @@ class QualityGates(pl.Callback):
         return Gate("no guard found anything", not loud, loud or f"{len(found)} guards", "what their messages say")
 
     def _read(self, samples: int) -> Gate:
-        passed = True if samples >= ENOUGH_SAMPLES else None if samples else False
+        # A matter of what was asked for, not of the result: too few samples fail nothing.
+        passed = True if samples >= ENOUGH_SAMPLES else None
         wanted = f"{ENOUGH_SAMPLES} before it is used (samples.num={ENOUGH_SAMPLES}), and a person who reads them"
         return Gate("samples to read", passed, str(samples), wanted)

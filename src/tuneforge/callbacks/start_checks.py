@@ -82,12 +82,12 @@ class StartChecks(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Before the first evaluation."""
         self._room(trainer, pl_module)
-        self._run(pl_module)
+        self._run(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Before training where no evaluation came first (a resumed run), and that train mode is really on."""
         self._room(trainer, pl_module)
-        self._run(pl_module)
+        self._run(trainer, pl_module)
         asleep = [n for n, m in pl_module.model.named_modules() if not m.training]
         assert not asleep, (
             f"{len(asleep)} modules are in eval mode, {asleep[:3]} among them: checkpointing would be off"
@@ -123,14 +123,16 @@ class StartChecks(pl.Callback):
                 hosts=context.machine.num_nodes if any(in_parts) else 1,
             )
 
-    def _run(self, module: Any) -> None:
+    def _run(self, trainer: pl.Trainer, module: Any) -> None:
         if self.done or not module.context.config.data.packing:
             return
         self.done = True
         documents = shortest_pair(module.context.train_rows.documents)
         if documents is None:
             return
-        error = packing_error(module.model, documents, module.device)
+        # Outside of Lightning's autocast, flash attention refuses weights stored in fp32.
+        with trainer.precision_plugin.forward_context():
+            error = packing_error(module.model, documents, module.device)
         context = module.context
         limit = 1e-4 if context.settled.precision == "32-true" and context.method.exact else 2e-2
         if error > limit:

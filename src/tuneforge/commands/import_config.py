@@ -16,7 +16,11 @@ WIDTH = 118
 
 
 def run(request: Request) -> int:
-    """Translate FILE and print it, or write the experiment to `--out`."""
+    """Translate FILE and print it, or write the experiment to `--out`.
+
+    Raises:
+        TuneforgeError: there is no such training here; the keys are listed all the same, without a command.
+    """
     path = _file(request)
     out: Path | None = request.flags.out
     if out is not None and out.exists():
@@ -24,11 +28,18 @@ def run(request: Request) -> int:
             "file-exists", f"--out {out} exists already", fix="name a new file; import never overwrites"
         )
     translation = translate(path)
-    text = experiment(translation, out)
-    if out is not None:
+    text = "" if translation.replaced else experiment(translation, out)
+    if out is not None and text:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     print(_as_json(translation, text) if request.flags.json else _as_text(translation, text, path, out))  # noqa: T201
+    if translation.replaced:
+        raise TuneforgeError(
+            "no-such-training",
+            f"{path} cannot be imported: {'; '.join(translation.replaced)}",
+            fix="there is no command that does the same; for supervised fine-tuning on its rows, write one with "
+            "task_recipe=instruct",
+        )
     return EXIT_OK
 
 
@@ -46,8 +57,8 @@ def _file(request: Request) -> Path:
 def _as_json(translation: Translation, text: str) -> str:
     answer = {
         "dialect": translation.dialect,
-        "command": command_line(translation),
-        "experiment": text,
+        "command": command_line(translation) if text else None,
+        "experiment": text or None,
         "left": [{"key": entry.key, "value": entry.value, "why": entry.why} for entry in translation.left],
         "notes": translation.notes,
     }
@@ -55,19 +66,21 @@ def _as_json(translation: Translation, text: str) -> str:
 
 
 def _as_text(translation: Translation, text: str, path: Path, out: Path | None) -> str:
-    parts = [f"{path} is a config of {dialects()[translation.dialect].title}", _command(translation)]
-    if out is None:
-        parts.append(
-            "as an experiment (save it with --out DIR/experiment/NAME.yaml):\n\n" + textwrap.indent(text, "  ")
-        )
-    else:
-        hint = "" if out.parent.name == "experiment" else "; to be used, it must lie in a folder named experiment"
-        parts.append(f"experiment written to {out}{hint}")
+    parts = [f"{path} is a config of {dialects()[translation.dialect].title}"]
+    if text:
+        parts += [_command(translation), _experiment(text, out)]
     counted = f"carried {len(translation.carried)} keys; not carried {len(translation.left)}"
     parts.append("\n".join([counted + (":" if translation.left else ""), *_left(translation)]))
     if translation.notes:
         parts.append("\n".join(["notes:", *(_filled(note, "  - ", "    ") for note in translation.notes)]))
     return "\n\n".join(part.rstrip() for part in parts)
+
+
+def _experiment(text: str, out: Path | None) -> str:
+    if out is None:
+        return "as an experiment (save it with --out DIR/experiment/NAME.yaml):\n\n" + textwrap.indent(text, "  ")
+    hint = "" if out.parent.name == "experiment" else "; to be used, it must lie in a folder named experiment"
+    return f"experiment written to {out}{hint}"
 
 
 def _command(translation: Translation) -> str:

@@ -6,11 +6,15 @@ from typing import Any
 
 from tuneforge.commands.request import Request
 from tuneforge.compose import Composed
-from tuneforge.errors import EXIT_OK, TuneforgeError
+from tuneforge.errors import EXIT_OK, EXIT_REFUSED, TuneforgeError
 
 
 def run(request: Request) -> int:
-    """Answer one of the three questions; nothing is loaded, written or trained."""
+    """Answer one of the three questions; nothing is loaded, written or trained.
+
+    Returns:
+        0, or 3 where the plan is for a run that does not fit.
+    """
     if request.flags.diff is not None:
         return _diff(request)
     composed = request.compose()
@@ -20,7 +24,7 @@ def run(request: Request) -> int:
 
     shown = overview(composed)
     _print(json.dumps(shown, indent=2) if request.flags.json else overview_text(composed, shown))
-    return EXIT_OK
+    return EXIT_REFUSED if shown["estimate"].get("holds") is False else EXIT_OK
 
 
 def _why(composed: Composed, request: Request) -> int:

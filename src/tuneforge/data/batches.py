@@ -68,13 +68,16 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     The stream is one seeded permutation of the rows after another; optimizer step k takes the rows from
     k * rows_per_step on, so every step is whole, a resume needs the step number and nothing else, and the
     supervised tokens of a step are known to each device before its first micro-batch, without talking.
+
+    A step takes the same rows on any number of devices. They are dealt out as evenly as possible over the micro-batches
+    of all devices, so that sizes differ by one row at most; a micro-batch without a row gets `Rows.EMPTY`.
     """
 
     def __init__(
         self,
         num_labels: Ids,
         *,
-        per_device: int,
+        rows_per_step: int,
         accumulate: int,
         world_size: int,
         rank: int,
@@ -83,18 +86,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         start_step: int = 0,
     ) -> None:
         self.num_labels = num_labels
-        self.per_device = per_device
+        self.rows_per_step = rows_per_step
+        """Rows of one optimizer step over all devices."""
         self.accumulate = accumulate
         self.world_size = world_size
         self.rank = rank
         self.seed = seed
         self.num_steps = num_steps
         self.start_step = start_step
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of one optimizer step over all devices."""
-        return self.per_device * self.accumulate * self.world_size
 
     def __len__(self) -> int:
         """Micro-batches of the whole run, those before `start_step` included: the loop counts from the run's start."""
@@ -109,17 +108,19 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         rows: Ids = np.concatenate(epochs)[offset : offset + self.rows_per_step]
         return rows
 
+    def micro_batches(self, step: int) -> list[Ids]:
+        """The rows of optimizer step `step` by micro-batch: pass by pass, and within a pass device by device."""
+        return np.array_split(self.step_rows(step), self.accumulate * self.world_size)
+
     def _permutation(self, epoch: int) -> Ids:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.num_labels))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         step = self.start_step
         while True:
-            rows = self.step_rows(step)
-            labels = int(self.num_labels[rows].sum())
-            mine = rows.reshape(self.accumulate, self.world_size, self.per_device)[:, self.rank]
-            for micro in mine:
-                yield [(int(r), labels) for r in micro]
+            labels = int(self.num_labels[self.step_rows(step)].sum())
+            for micro in self.micro_batches(step)[self.rank :: self.world_size]:
+                yield [(int(r), labels) for r in micro] or [(Rows.EMPTY, labels)]
             step += 1
 
 

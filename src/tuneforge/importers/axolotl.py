@@ -77,9 +77,7 @@ def _task(draft: Draft) -> None:
         draft.set("data.format", "preference", "datasets")
     elif wanted:
         draft.choose("task_recipe", "instruct")
-        draft.note(
-            f"NOT the same training: {key}: {draft.given[key]} has no recipe here, and instruct stands in for it"
-        )
+        draft.replace(f"{key}: {draft.given[key]} has no recipe here")
     elif draft.has("pretraining_dataset") or _types(draft) == {"completion"}:
         draft.choose("task_recipe", "pretrain")
         draft.set("model.init", draft.result.values.get("model.init", "pretrained"))

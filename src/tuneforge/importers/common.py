@@ -143,6 +143,11 @@ class Draft:
         if entry not in self.result.left and (key in self.given or root in self.given):
             self.result.left.append(entry)
 
+    def replace(self, text: str) -> None:
+        """Note that the result trains something else than the file does, and why."""
+        self.result.replaced.append(text)
+        self.note(f"NOT the same training: {text}")
+
     def note(self, text: str) -> None:
         """Say something that is of no single key."""
         if text not in self.result.notes:

@@ -52,7 +52,7 @@ def _task(draft: Draft) -> None:
             draft.set("model.init", draft.result.values.get("model.init", "pretrained"))
         return
     draft.choose("task_recipe", "instruct")
-    draft.note(f"NOT the same training: stage: {stage} has no recipe here, and instruct stands in for it")
+    draft.replace(f"stage: {stage} has no recipe here")
 
 
 def _method(draft: Draft) -> None:
@@ -60,7 +60,7 @@ def _method(draft: Draft) -> None:
     bits = draft.get("quantization_bit")
     draft.given = {**draft.given, "_four": bits == 4}
     if kind not in ("lora", "full") and not draft.choose("method", kind, "finetuning_type"):
-        draft.note(f"NOT the same training: finetuning_type: {kind} has no method here, and lora stands in for it")
+        draft.replace(f"finetuning_type: {kind} has no method here")
     variants = {"use_dora": "dora", "use_rslora": "rslora", "pissa_init": "pissa"}
     trains = shared.method(draft, "full" if kind == "full" else "lora", ["finetuning_type"], "_four", variants)
     draft.given = {k: v for k, v in draft.given.items() if k != "_four"}

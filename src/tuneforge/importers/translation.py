@@ -32,6 +32,8 @@ class Translation:
     """Dotted key -> value."""
     left: list[Left] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    """Why the result would be another training than the file's: its objective or method does not exist here."""
     carried: list[str] = field(default_factory=list)
     """Foreign keys, of the file's top level, that needed nothing or became choices and values."""
     name: str = "imported"

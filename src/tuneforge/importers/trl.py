@@ -51,10 +51,7 @@ def _task(draft: Draft) -> None:
                 draft.set("data.format", "preference" if objective != "grpo" else "auto")
             else:
                 draft.choose("task_recipe", "instruct")
-                draft.note(
-                    f"NOT the same training: {', '.join(telling)} say that this is a {objective} run, which has no "
-                    "recipe here; instruct stands in for it"
-                )
+                draft.replace(f"{', '.join(telling)} belong to a {objective} run, which has no recipe here")
             return
     draft.choose("task_recipe", "instruct")
 

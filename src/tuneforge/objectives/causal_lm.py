@@ -102,7 +102,8 @@ class CausalLM(Objective):
         total = self.scaled_share(loss, batch)
         if self._kl:
             near = divergence(self._base_logits(batch, keep), logits) / batch["num_labels"]
-            total = total + self._kl * near * self.passes
+            # Without labels, one placeholder position is in `keep`.
+            total = total + self._kl * near * self.passes * self.count(batch).clamp(max=1)
         if self._balance is not None:
             total = total + self._balance.loss(batch)
         return self.penalised(total)

@@ -56,11 +56,15 @@ class RouterBalance:
     def loss(self, batch: Batch) -> Tensor:
         """The term for the micro-batch that was watched last; shape []."""
         logits, self._logits = self._logits, ()
+        real = real_tokens(batch)
+        if not real.any():
+            # A device without a row in this pass: upstream's mean over no tokens would be NaN.
+            return logits[0].sum() * 0.0
         loss = load_balancing_loss_func(
             logits,  # type: ignore[arg-type]  # upstream writes tuple[Tensor] and means any number
             logits[0].shape[-1],
             int(self.base.config.get_text_config().num_experts_per_tok),
-            real_tokens(batch),
+            real,
         )
         assert isinstance(loss, Tensor)
         return self.coefficient * loss

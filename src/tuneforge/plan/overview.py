@@ -1,19 +1,19 @@
 """What `tuneforge plan` shows: the choices, the numbers that matter, and whether they fit the hardware profile."""
 
-import shutil
 from typing import Any
-
-import psutil
 
 from tuneforge.compose import Composed
 from tuneforge.errors import TuneforgeError
 from tuneforge.explain import show
 from tuneforge.locate import read_architecture
+from tuneforge.plan.device import PlannedDevice, planned_device
 from tuneforge.plan.memory import GIB, Setting, estimate, largest_per_device
+from tuneforge.plan.setting import compute_precision, memory_setting
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import expected_tokens_per_s, flops_per_token, generated_tokens_per_s
 from tuneforge.provenance import origin_of
-from tuneforge.rules import classifies, parts_in_host, splits_weights
+from tuneforge.rules import classifies, may_split, parts_in_host, splits_weights
+from tuneforge.schema import Config
 
 SHOWN = (
     *("optim.lr", "optim.weight_decay", "scheduler.warmup_ratio", "batch.effective", "batch.per_device"),
@@ -45,10 +45,13 @@ def overview_text(composed: Composed, shown: dict[str, Any]) -> str:
     found = shown["estimate"]
     if "problem" in found:
         return "\n".join([*lines, "", f"memory: {found['problem']}"])
+    on = found["device"]
+    if found["devices"] > 1:
+        on = f"each of {found['devices']} x {on} under strategy={found['strategy']}"
     lines += [
         "",
         f"model       {found['parameters'] / 1e6:,.1f} M parameters, {found['trainable'] / 1e6:,.2f} M of them trained",
-        f"memory      {found['one_row_gib']:.2f} GiB for one row of {found['max_length']} tokens on {found['device']}",
+        f"memory      {found['one_row_gib']:.2f} GiB for one row of {found['max_length']} tokens on {on}",
         f"            ({found['parts']}) of {found['available_gib']:.1f} GiB",
         f"fits        {found['fits']}",
     ]
@@ -77,60 +80,68 @@ def _estimate(composed: Composed) -> dict[str, Any]:
 
 def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[str, Any]:
     config, hardware = composed.config, composed.config.hardware
-    kind, available = _device(composed)
-    wide = kind == "cpu" or config.trainer.precision == "32-true"
+    device = planned_device(config)
+    precision = compute_precision(config, kind=device.kind, bf16=device.bf16)
     length = config.data.max_length
-    devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
-    setting: Setting = {
-        "method": method,
-        "max_length": min(shape.max_positions, config.task_recipe.max_length) if length == "auto" else int(length),
-        "weight_bits": 32 if wide else 16,
-        "optimizer_bytes_per_param": config.optim.state_bytes,
-        "compute_bytes": 4 if wide else 2,
-        "gradient_checkpointing": kind != "cpu"
-        if config.trainer.gradient_checkpointing == "auto"
-        else config.trainer.gradient_checkpointing,
-        "activation_offload": config.trainer.activation_offload and kind not in ("cpu", "mps"),
-        "split_over": devices if splits_weights(composed.tree) else 1,
-        "parts_in_host": parts_in_host(composed.tree),
-        "attention": config.model.attn_implementation,
-        "device_kind": kind,
-    }
+    checkpointing = config.trainer.gradient_checkpointing
+    setting = memory_setting(
+        config,
+        method,
+        kind=device.kind,
+        precision=precision,
+        max_length=min(shape.max_positions, config.task_recipe.max_length) if length == "auto" else int(length),
+        checkpointing=device.kind != "cpu" if checkpointing == "auto" else checkpointing,
+        split_over=device.count if splits_weights(composed.tree) else 1,
+        parts_in_host=parts_in_host(composed.tree),
+    )
+    setting, strategy = _spread(composed, shape, setting, device)
     one = estimate(shape, per_device=1, **setting)
     on_one = estimate(shape, per_device=1, **(setting | {"split_over": 1, "parts_in_host": False}))
     flops = flops_per_token(shape, method)
     speed = expected_tokens_per_s(hardware, flops)
     price = hardware.usd_per_hour
     return {
-        "device": hardware.name if hardware.kind != "auto" else f"this machine ({kind})",
+        "device": device.name,
+        "devices": device.count,
+        "strategy": strategy,
         "parameters": shape.num_parameters(),
         "trainable": method.num_parameters(shape),
         "max_length": setting["max_length"],
         "one_row_gib": one.total / GIB,
         "parts": str(one),
-        "available_gib": available / GIB,
-        "fits": _fits(shape, setting, available),
+        "available_gib": device.memory_bytes / GIB,
+        **_fit(config, shape, setting, device.memory_bytes),
         "tokens_per_s": speed,
         "usd_per_million_tokens": price / 3600 / speed * 1e6 if price and speed else None,
         "generated_tokens_per_s": generated_tokens_per_s(hardware, on_one.weights),
     }
 
 
-def _fits(shape: ModelShape, setting: Setting, available: float) -> str:
+def _spread(composed: Composed, shape: ModelShape, setting: Setting, device: PlannedDevice) -> tuple[Setting, str]:
+    """The setting under the strategy that runs; `auto` becomes what a run would make of it on so many devices."""
+    name = composed.choices["strategy"]
+    if name != "auto":
+        return setting, name
+    if device.count == 1:
+        return setting, "single"
+    holds_all = _fit(composed.config, shape, setting, device.memory_bytes)["holds"]
+    if holds_all or not may_split(composed.tree):
+        return setting, "ddp"
+    return {**setting, "split_over": device.count}, "fsdp"
+
+
+def _fit(config: Config, shape: ModelShape, setting: Setting, available: float) -> dict[str, Any]:
+    """Whether `batch.per_device` sequences fit on a device, or with auto how many do."""
+    wanted = config.batch.per_device if isinstance(config.batch.per_device, int) else None
     try:
-        rows = largest_per_device(shape, available_bytes=available, at_most=256, **setting)
+        rows = largest_per_device(shape, available_bytes=available, at_most=wanted or 256, **setting)
     except TuneforgeError as error:
-        return f"no: {error.problems[0].fix}"
-    return f"{rows} rows a device" + (" or more" if rows == 256 else "")
-
-
-def _device(composed: Composed) -> tuple[str, float]:
-    """Kind and memory to plan for, in bytes: the profile's, or this machine's as far as it shows without torch."""
-    hardware = composed.config.hardware
-    host = float(psutil.virtual_memory().total)
-    if hardware.kind == "auto":
-        return ("cuda" if shutil.which("nvidia-smi") else "cpu"), host
-    return hardware.kind, hardware.vram_gb * GIB if hardware.vram_gb else host
+        return {"fits": f"no: {error.problems[0].fix}", "holds": False}
+    if wanted is None:
+        return {"fits": f"{rows} rows a device" + (" or more" if rows == 256 else ""), "holds": True}
+    if rows < wanted:
+        return {"fits": f"no: set batch.per_device={rows}, the most that fit of the {wanted} asked for", "holds": False}
+    return {"fits": f"{wanted} rows a device, as batch.per_device asks for", "holds": True}
 
 
 def _at(tree: dict[str, Any], path: str) -> Any:

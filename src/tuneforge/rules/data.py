@@ -5,7 +5,6 @@ from typing import Any
 
 from tuneforge.errors import Problem, did_you_mean
 from tuneforge.rules.registry import rule
-from tuneforge.rules.strategies import tensor_parallel_size
 from tuneforge.schema import Config
 from tuneforge.schema.facts import method_facts
 from tuneforge.schema.signature import UnreadableTargetError, read_signature
@@ -125,24 +124,4 @@ def chunks_are_raw_text(config: Config, tree: Mapping[str, Any]) -> Problem | No
         "questions",
         "data.overlong",
         fix="use data.overlong=truncate or drop; or data.train_on=all for raw text",
-    )
-
-
-@rule
-def the_batch_divides(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """Without packing a row is a document, so the effective batch must be whole forward passes on every device."""
-    batch, devices = config.batch, config.trainer.devices
-    if config.data.packing or batch.effective_tokens is not None or devices == "auto":
-        return None
-    readers = max(1, devices // tensor_parallel_size(tree))
-    per_pass = readers * (batch.per_device if isinstance(batch.per_device, int) else 1)
-    if batch.effective % per_pass == 0:
-        return None
-    below, above = batch.effective // per_pass * per_pass, (batch.effective // per_pass + 1) * per_pass
-    return Problem(
-        "batch-does-not-divide",
-        f"is {batch.effective}, which is no whole number of passes of {per_pass} rows (batch.per_device="
-        f"{batch.per_device} x trainer.devices={devices})",
-        "batch.effective",
-        fix=f"set batch.effective={above}{f' or {below}' if below else ''}, or data.packing=true",
     )

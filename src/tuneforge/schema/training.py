@@ -26,6 +26,8 @@ class TaskRecipe(Pluggable):
     """Multiplies the method's learning rate: 0.5 for code, 0.25 for a domain, 1.5 for a few hundred rows."""
     max_length: PositiveInt = 1024
     """What `data.max_length=auto` becomes where the model has the positions: longer rows cost memory few rows need."""
+    min_batch: PositiveInt = 32
+    """Fewest documents in an optimizer step that the quality gates accept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class Batch:
     effective_tokens: PositiveInt | None = None
     """Tokens in one optimizer step, instead of `effective`."""
     per_device: Literal["auto"] | PositiveInt = "auto"
-    """Rows in one forward pass. auto: the most that fit in memory and divide the step evenly."""
+    """Largest micro-batch, in sequences (rows). auto: the most that fit in memory. It does not change which sequences a
+    step takes: they are split evenly over as few micro-batches as it allows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from tuneforge.artifacts.folder import write_text
 from tuneforge.console import say
 from tuneforge.front import front, groups
 from tuneforge.importers.translation import Translation, experiment
-from tuneforge.study.store import Kept, open_study
+from tuneforge.study.store import Kept, load_study
 
 EDGE = 0.02
 """Share of a range, on its own scale, that counts as its end."""
@@ -60,7 +60,7 @@ class Answer:
             TuneforgeError: it is none, or its database cannot be opened.
         """
         kept = Kept.read(root)
-        return cls.of(root, open_study(kept.url(root), kept.study, kept.directions), kept)
+        return cls.of(root, load_study(kept.url(root), kept.study), kept)
 
     def count(self, state: TrialState) -> int:
         """Trials in a state."""

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from omegaconf.errors import OmegaConfBaseException
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
+from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
@@ -176,6 +177,33 @@ def open_study(storage: str, name: str, directions: Sequence[Direction]) -> optu
             fix="name another study",
         )
     return study
+
+
+def load_study(storage: str, name: str) -> optuna.Study:
+    """The study of this name, for reading: neither a study nor a table nor a database file is made.
+
+    Raises:
+        TuneforgeError: the database cannot be opened, or it has no such study.
+    """
+    url = _url(storage)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        file = make_url(url).database if make_url(url).get_backend_name() == "sqlite" else None
+        if file is not None and not Path(file).is_file():
+            raise FileNotFoundError(f"there is no file {file}")
+        tables = RDBStorage(url, skip_table_creation=True)
+        return optuna.load_study(study_name=name, storage=tables)
+    except (ArgumentError, SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
+        first = next((e for e in (error.__cause__, error) if e is not None and str(e).strip()), error)
+        why = str(first).strip().splitlines()[0]
+    except KeyError:
+        why = f"it has no study {name!r}"
+    raise TuneforgeError(
+        "no-study",
+        f"{storage} has no results to read: {why}",
+        path="hydra.sweeper.storage",
+        fix="restore the database of this sweep; a new sweep needs a new folder",
+    )
 
 
 def _make_study(url: str, name: str, directions: Sequence[Direction]) -> optuna.Study:
