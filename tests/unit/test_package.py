@@ -1,7 +1,13 @@
 """What is shipped is what is in the tree."""
 
+import ast
+import importlib.metadata
+import sys
 import tomllib
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tuneforge import __version__
 
@@ -19,8 +25,6 @@ def test_every_package_of_the_tree_is_shipped():
 
 
 def test_the_constraints_are_within_what_the_package_allows():
-    from packaging.requirements import Requirement
-
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     wanted = [Requirement(r) for r in PROJECT["project"]["dependencies"]]
     checked = [r for r in wanted if r.name in pinned]
@@ -33,3 +37,26 @@ def test_the_version_is_told(capsys):
 
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
+
+
+def test_every_package_that_the_code_imports_is_a_requirement():
+    """A package that another one happens to bring may go with that one's next release."""
+    project = PROJECT["project"]
+    required = project["dependencies"] + [r for extra in project["optional-dependencies"].values() for r in extra]
+    declared = {canonicalize_name(Requirement(r).name) for r in required}
+    of_module = importlib.metadata.packages_distributions()
+    imported = {
+        name.partition(".")[0]
+        for file in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and node.level == 0
+            else []
+        )
+    } - {*sys.stdlib_module_names, "tuneforge"}
+    assert len(imported) >= 20
+    missing = {m for m in imported if not declared & {canonicalize_name(d) for d in of_module.get(m, [m])}}
+    assert missing == set()
