@@ -129,6 +129,18 @@ def test_diff_of_one_run_compares_it_with_what_is_typed(tmp_path, capsys):
     assert "seed: 17 -> 18" in said
 
 
+def test_diff_reads_overrides_behind_it_and_a_base(tmp_path, capsys):
+    one = fake_run(tmp_path / "one", compose(["optim.lr=1e-3"]))
+    said = ask(capsys, "plan", "--diff", str(one), "optim.lr=5e-4", "seed=18")
+    assert "2 values differ" in said
+    assert "optim.lr: 0.001 -> 0.0005" in said
+    said = ask(capsys, "plan", "--diff", str(one), "seed=18", "--from", str(one))
+    assert "1 values differ" in said
+    for words, why in (([one, one, "seed=18"], "composes no config: seed=18"), (["seed=18"], "got 0 folders")):
+        assert run(["plan", "--diff", *map(str, words)]) == 2
+        assert why in capsys.readouterr().err
+
+
 def test_diff_shows_versions_and_results_too(tmp_path, capsys):
     one, two = (fake_run(tmp_path / n, compose()) for n in ("one", "two"))
     record = json.loads((two / "run.json").read_text())

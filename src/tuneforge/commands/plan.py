@@ -1,6 +1,7 @@
 """`tuneforge plan`: what would run and what it needs, why a value is what it is, and how two runs differ."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,25 @@ def _diff(request: Request) -> int:
     """Two runs, or a run and the config that is composed now."""
     from tuneforge.rerun import differences, read_run
 
-    folders: list[Path] = [*request.flags.diff, *map(Path, request.words)]
-    if len(folders) > 2:
-        raise TuneforgeError("too-many-words", f"--diff compares two runs, got {len(folders)}", fix="name two")
+    # argparse hands --diff every word after it, overrides included.
+    after = [(str(word), word.exists() or "=" not in str(word)) for word in request.flags.diff]
+    folders = [Path(word) for word, is_folder in after if is_folder] + [Path(word) for word in request.words]
+    overrides = [*(word for word, is_folder in after if not is_folder), *request.overrides]
+    if not folders or len(folders) > 2:
+        raise TuneforgeError(
+            "too-many-words" if folders else "no-folder",
+            f"--diff compares two runs, or a run and a config, and got {len(folders)} folders",
+            fix="name one run and overrides, or two runs",
+        )
     one = read_run(folders[0])
     if len(folders) == 2:
+        if overrides or request.flags.base:
+            given = " ".join([*overrides, *(["--from"] if request.flags.base else [])])
+            raise TuneforgeError("too-many-words", f"--diff of two runs composes no config: {given}", fix="drop it")
         two = read_run(folders[1])
         tree, origins, facts = two.tree, two.origins, two.record
     else:
-        from tuneforge.compose import compose
-
-        composed = compose(request.overrides, request.flags.config_dir)
+        composed = replace(request, words=(), overrides=tuple(overrides)).compose()
         tree, origins, facts = composed.tree, composed.origins, {}
     found = differences(one.tree, tree, (one.origins, origins))
     others = _other_differences(one.record, facts) if facts else []
