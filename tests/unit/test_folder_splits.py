@@ -116,3 +116,34 @@ def test_the_advice_for_files_further_down_names_their_suffix(tmp_path: Path) ->
     problem = refused(fill(tmp_path / "set", "x/rows.ndjson", "y/rows.ndjson").parent / "set")
     (advised,) = re.findall(r"data\.path='(\S+)'", problem.fix)
     assert len(file(path=advised)) == 6
+
+
+def tagged(path: Path, *splits: object) -> Path:
+    path.write_text(
+        "".join(json.dumps({"text": f"{split} {i}", "split": split}) + "\n" for i, split in enumerate(splits))
+    )
+    return path
+
+
+def test_a_column_of_splits_is_kept_too(tmp_path: Path, capsys: Any) -> None:
+    path = tagged(tmp_path / "r.jsonl", "train", "train", "val", "test", "train")
+    found = source(path)
+    assert (names(found.train), names(found.eval)) == ({"train"}, {"val"})
+    assert "3 train, 1 eval, 1 left out (test)" in capsys.readouterr().out
+    data = Data(path=str(path), columns={"split": None}, split=Split(eval_fraction=0.4))
+    found = read(data, {"_target_": "tuneforge.data.file.file", "path": str(path)}, 0)
+    assert len(found.train) + len(found.eval) == 5
+
+
+@pytest.mark.parametrize("splits", [("train", "train", "train"), ("train", "a", "test"), ("train", None, "test")])
+def test_another_column_named_split_is_metadata(splits: tuple[object, ...], tmp_path: Path) -> None:
+    found = source(tagged(tmp_path / "r.jsonl", *splits), eval_fraction=0.4)
+    assert len(found.train) + len(found.eval) == 3
+    assert found.metadata == ("split",)
+
+
+def test_a_column_of_splits_without_train_is_refused_and_the_advice_works(tmp_path: Path) -> None:
+    path = tagged(tmp_path / "r.jsonl", "val", "test", "val")
+    with pytest.raises(TuneforgeError, match="names no row as of the train split") as caught:
+        source(path)
+    assert caught.value.problems[0].fix.endswith("data.columns.split=null")

@@ -14,6 +14,8 @@ import yaml
 from tuneforge.commands.import_config import run
 from tuneforge.commands.request import Request
 from tuneforge.compose import compose
+from tuneforge.data.file import file as read_rows
+from tuneforge.data.formats import convert
 from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
 from tuneforge.importers import common, shared
@@ -493,3 +495,52 @@ def test_import_needs_no_heavy_library():
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'lightning', 'peft', 'datasets')))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+LLAMA_FACTORY = "model_name_or_path: m\nstage: sft\nfinetuning_type: lora\ndataset: mine\ndataset_dir: .\n"
+
+
+@pytest.mark.parametrize(
+    ("entry", "carried"),
+    [
+        (
+            {"columns": {"prompt": "q", "query": "ctx", "response": "a", "history": "before", "system": "sys"}},
+            {"instruction": "q", "input": "ctx", "output": "a", "history": "before", "system": "sys"},
+        ),
+        ({"columns": {"prompt": "instruction", "response": "answer"}}, {"output": "answer"}),
+        (
+            {"formatting": "sharegpt", "columns": {"messages": "talk", "system": "sys"}},
+            {"conversations": "talk", "system": "sys"},
+        ),
+        ({"formatting": "sharegpt", "columns": {"messages": "messages", "system": "system"}}, {}),
+    ],
+)
+def test_names_of_columns_are_carried_and_read(entry, carried, write):
+    file = write(LLAMA_FACTORY)
+    rows = [{"q": "hi", "ctx": "", "a": "ho", "answer": "ho", "instruction": "hi", "before": [], "sys": "S"}]
+    rows[0] |= {"talk": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}
+    rows[0] |= {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
+    write(json.dumps({"mine": {"file_name": "rows.json", **entry}}), "dataset_info.json")
+    write(json.dumps(rows), "rows.json")
+    values = translate(file).values
+    assert {k.removeprefix("data.columns."): v for k, v in values.items() if "columns" in k} == carried
+    form, columns = values["data.format"], carried
+    (example,), _ = convert(read_rows(path=values["data.path"]), form, columns=columns)
+    assert [m["content"] for m in example.messages] == (["S"] if "system" in carried else []) + ["hi", "ho"]
+
+
+def test_axolotls_own_layout_is_carried(write):
+    kind = (
+        "{field_instruction: question, field_output: answer, field_input: input, format: 'x', system_prompt: be brief}"
+    )
+    file = write(f"base_model: m\nadapter: lora\ndatasets:\n  - {{path: rows.jsonl, type: {kind}}}\n")
+    write('{"question": "a", "answer": "b"}\n', "rows.jsonl")
+    translation = translate(file)
+    columns = {k: v for k, v in translation.values.items() if "columns" in k}
+    assert columns == {"data.columns.instruction": "question", "data.columns.output": "answer"}
+    assert translation.values["data.format"] == "alpaca"
+    assert "write it into the rows" in why(translation, "datasets[0].type.system_prompt")
+    file = write(
+        "base_model: m\nadapter: lora\ndatasets:\n  - {path: r.jsonl, type: chat_template, field_messages: talk}\n"
+    )
+    assert translate(file).values["data.columns.messages"] == "talk"

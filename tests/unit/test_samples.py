@@ -98,9 +98,11 @@ def test_a_system_column_is_the_system_turn(column: str, fields: dict[str, Any])
 def test_two_system_texts_are_refused() -> None:
     other = {"system": "T", "messages": [SYSTEM, USER, ANSWER]}
     problem = refused(example, other)
-    assert "another one in a system turn" in problem.message
+    assert "'system' is one system text, and a system turn another one" in problem.message
     assert problem.fix.endswith("data.columns.system=null")
     assert list(example(other, columns={"system": None}).messages) == [SYSTEM, USER, ANSWER]
+    problem = refused(example, {"system_prompt": "T", "messages": [SYSTEM, USER, ANSWER]})
+    assert problem.fix.endswith("data.columns.system_prompt=null")
     problem = refused(example, {"system": "S", "system_prompt": "T", "instruction": "hi", "output": "ho"})
     assert "'system' and 'system_prompt' hold different system texts" in problem.message
     assert "'system' is a number" in refused(example, {"system": 3, "messages": [USER, ANSWER]}).message
@@ -275,6 +277,16 @@ def test_parts_that_are_no_text_are_refused_by_kind() -> None:
 def test_a_known_layout_is_read_under_its_own_names(fields: dict[str, Any], asked: str) -> None:
     user, answer = example(fields).messages
     assert (user["content"], answer["content"]) == (asked, "ho")
+
+
+@pytest.mark.parametrize("columns", [{"prompt": "question"}, {"completion": "answer"}])
+def test_one_assignment_decides_the_format(columns: dict[str, str]) -> None:
+    found = example({"question": "hi", "answer": "ho"}, columns=columns)
+    assert (found.messages, found.prompt, found.completion) == ((), "hi", "ho")
+
+
+def test_a_blank_flag_says_nothing() -> None:
+    assert example({"instruction": "hi", "output": "ho", "weight": "", "train": None}).answers == [1]
 
 
 def test_a_layout_says_what_it_takes_for_what(tmp_path: Path, capsys: Any) -> None:

@@ -183,7 +183,7 @@ def _chat(fields: Mapping[str, Any]) -> Example:
 
 
 def _prompt_completion(fields: Mapping[str, Any]) -> Example:
-    system = _system(fields)
+    system, column = _system(fields)
     earlier, masked = history_of(fields.get("history"))
     if any(are_turns(fields.get(name)) for name in ("prompt", "completion")):
         prompt, masked_prompt = turns_of(_column(fields, "prompt"), "prompt")
@@ -196,7 +196,7 @@ def _prompt_completion(fields: Mapping[str, Any]) -> Example:
     prompt_text, completion_text = _text(fields, "prompt", may_be_blank=True), _text(fields, "completion")
     if not earlier and not system.strip():
         return Example(prompt=prompt_text, completion=completion_text)
-    before = with_system(earlier, system)
+    before = with_system(earlier, system, column)
     shift = len(before) - len(earlier)
     return _spoken(prompt_text, completion_text, Example(), before, frozenset(i + shift for i in masked))
 
@@ -263,14 +263,14 @@ def _optional(fields: Mapping[str, Any], column: str) -> str:
     return "" if value is None else checked(value, repr(column), True)
 
 
-def _system(fields: Mapping[str, Any]) -> str:
-    """The system text of the row's columns."""
+def _system(fields: Mapping[str, Any]) -> tuple[str, str]:
+    """The system text of the row's columns, and the column that has it."""
     texts = {name: _optional(fields, name) for name in SYSTEM}
-    found = {text.strip(): name for name, text in texts.items() if text.strip()}
-    if len(found) > 1:
-        first, second = found.values()
+    found = {name: text for name, text in texts.items() if text.strip()}
+    if len({text.strip() for text in found.values()}) > 1:
+        first, second = [*found][:2]
         raise RowError(f"{first!r} and {second!r} hold different system texts", second)
-    return next((text for text in texts.values() if text.strip()), "")
+    return next(((text, name) for name, text in found.items()), ("", ""))
 
 
 def _conversation(
@@ -278,7 +278,7 @@ def _conversation(
 ) -> Example:
     if not turns:
         raise RowError("the conversation has no turns")
-    messages = with_system(turns, _system(fields))
+    messages = with_system(turns, *_system(fields))
     shift = len(messages) - len(turns)
     without_loss = frozenset(i + shift for i in masked)
     example = _chatted(messages, without_loss, prompt_turns + shift if prompt_turns else 0)

@@ -1,12 +1,17 @@
 """Train, validation and test files of one folder or glob, told apart by the names that the hub and others give them."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tuneforge.console import say
+from tuneforge.data.rows import Row
 from tuneforge.errors import TuneforgeError
 
+TAG = "split"
+"""A column that names the split of its row."""
 TRAIN, VALIDATION, TEST, NONE = "train", "validation", "test", ""
 
 _WORDS = {
@@ -57,6 +62,27 @@ def splits_of(files: Sequence[Path], base: Path) -> Splits | None:
         fix = f"name what to train on: data.path={parts[VALIDATION][0]}"
         raise TuneforgeError("no-train-files", message, path="data.path", fix=fix)
     return Splits(train, parts[VALIDATION], parts[TEST])
+
+
+def by_column(rows: Sequence[Row], origin: str) -> list[Row]:
+    """The rows with the side that a column `split` names; all of them as they are where it is not that in each row.
+
+    Raises:
+        TuneforgeError: it leaves nothing to train on.
+    """
+    named = [_WORDS.get(str(row.fields.get(TAG)).strip().lower()) for row in rows]
+    if None in named or len(set(named)) < 2 or any(row.held_out is not None for row in rows):
+        return [*rows]
+    counts = Counter(named)
+    if not counts[TRAIN]:
+        fix = f"name it train where it is, or leave the column unread: data.columns.{TAG}=null"
+        message = f"column {TAG!r} of {origin} names no row as of the train split"
+        raise TuneforgeError("no-train-files", message, path="data.path", fix=fix)
+    held = bool(counts[VALIDATION])
+    found = f"{counts[TRAIN]} train, {counts[VALIDATION]} eval, {counts[TEST]} left out (test)"
+    say(f"splits by the column {TAG!r}: {found}")
+    kept = [(row, kind) for row, kind in zip(rows, named, strict=True) if kind != TEST]
+    return [replace(row, held_out=kind == VALIDATION if held else None) for row, kind in kept]
 
 
 def is_split(folder: Path) -> bool:

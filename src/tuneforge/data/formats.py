@@ -31,19 +31,22 @@ def naming(rows: Sequence[Row], wanted: str = "auto", columns: Columns | None = 
     Raises:
         TuneforgeError: it is not clear which column is which.
     """
-    given = columns or {}
+    given = dict(columns or {})
     if "." in wanted:
         return given
+    for ours, other in (("messages", "conversations"), ("conversations", "messages")):
+        if given.get(ours) is not None and other not in given and any(other in row.fields for row in rows[:_LOOK]):
+            given[other] = None  # one of them was chosen
     have = dict.fromkeys(name for row in rows[:_LOOK] for name in rename(row.fields, given))
     considered = _considered(wanted)
     found = layout(
         have, lambda names: [name for name in considered if known.FORMATS[name].fits(dict.fromkeys(names))], wanted
     )
-    if found.keys() == {"instruction", "output"} | (found.keys() & {"input"}) and _holds_turns(
-        rows, found["instruction"]
-    ):
-        found = {"prompt": found["instruction"], "completion": found["output"]}
     back = {ours: own for ours, own in given.items() if own is not None}
+    asked, answered = found.get("instruction", "instruction"), found.get("output", "output")
+    chosen = {"prompt", "completion"} & back.keys()
+    if {"instruction", "output"} & found.keys() and (chosen or _holds_turns(rows, back.get(asked, asked))):
+        found = {ours: own for ours, own in (("prompt", asked), ("completion", answered)) if ours != own}
     return {**given, **{ours: back.get(own, own) for ours, own in found.items()}}
 
 

@@ -11,6 +11,7 @@ from tuneforge.console import warn
 from tuneforge.data.columns import check_columns
 from tuneforge.data.examples import Example, alike
 from tuneforge.data.file import file
+from tuneforge.data.folder_splits import TAG, by_column
 from tuneforge.data.labels import Labels, labels_of
 from tuneforge.data.pydoc import pydoc_text
 from tuneforge.data.reading import KEY, Read, about, read_examples
@@ -61,6 +62,8 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
     """
     rows: list[Row] = make(node)
     check_columns(data.columns, rows)
+    if TAG not in data.columns:
+        rows = by_column(rows, KEY)
     read = read_examples(rows, data.format, data.columns, data.on_bad)
     digests = {KEY if data.path else "data": _digest(rows)}
     if data.split.eval_path is not None:

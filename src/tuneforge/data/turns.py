@@ -84,7 +84,7 @@ def flag(values: Mapping[str, Any], where: str = "") -> bool | None:
     asked: dict[str, bool] = {}
     for key in FLAGS:
         value = values.get(key)
-        if value is None:
+        if value is None or (isinstance(value, str) and not value.strip()):  # CSV writes null as blank text
             continue
         if not isinstance(value, int | float) or value not in (0, 1):
             shown = repr(value)[:40] if isinstance(value, str | int | float) else kind_of(value)
@@ -169,8 +169,8 @@ def history_of(value: object) -> tuple[tuple[Message, ...], frozenset[int]]:
     return tuple(messages), frozenset()
 
 
-def with_system(messages: Sequence[Message], system: str) -> tuple[Message, ...]:
-    """The conversation with this system text as its first turn; one that it has already may be the same or blank.
+def with_system(messages: Sequence[Message], system: str, column: str) -> tuple[Message, ...]:
+    """The conversation with the system text of a column as its first turn; its own may be the same or blank.
 
     Raises:
         RowError: the conversation has another system text.
@@ -179,7 +179,7 @@ def with_system(messages: Sequence[Message], system: str) -> tuple[Message, ...]
         return tuple(messages)
     own = [message for message in messages if message["role"] == "system" and message["content"].strip()]
     if any(message["content"].strip() != system.strip() for message in own):
-        raise RowError("a system text stands in a column and another one in a system turn", "system")
+        raise RowError(f"{column!r} is one system text, and a system turn another one", column)
     if own:
         return tuple(messages)
     rest = messages[1:] if messages and messages[0]["role"] == "system" else messages  # a blank one

@@ -149,6 +149,7 @@ _ENTRY_SAME: dict[str, tuple[Any, ...]] = {
     "train_on_eos": ("turn",), "chat_template": ("tokenizer_default",), "trust_remote_code": (False,),
     "message_property_mappings": ({"role": "role", "content": "content"}, {"role": "from", "content": "value"}),
     "message_field_role": ("role", "from"), "message_field_content": ("content", "value"),
+    "message_field_training": ("train", "training", "weight"),
 }  # fmt: skip
 """Keys of one entry of `datasets`, and the values that are what happens here anyway."""
 
@@ -189,6 +190,10 @@ def _entry(draft: Draft, entry: Mapping[str, Any], where: str) -> None:
         shared.hub_rows(draft, str(path), f"{where}.path", path)
     _format(draft, entry.get("type"), f"{where}.type")
     known = {"path", "data_files", "type"}
+    if _FORMATS.get(str(entry.get("type")).split(".")[0]) == "chat" and isinstance(entry.get("field_messages"), str):
+        known.add("field_messages")
+        if entry["field_messages"] not in ("messages", "conversations"):
+            draft.set("data.columns.messages", entry["field_messages"], root)
     for key, value in entry.items():
         if key in known or value is None or value in _ENTRY_SAME.get(key, ()):
             continue
@@ -203,6 +208,9 @@ def _format(draft: Draft, kind: Any, where: str) -> None:
         draft.leave(where, "how preference rows are laid out is not carried; see data.format", kind)
     elif form:
         draft.set("data.format", form, where.split("[", maxsplit=1)[0])
+    elif isinstance(kind, Mapping):
+        form = "alpaca"
+        _own_layout(draft, kind, where)
     elif kind is not None:
         draft.leave(where, "no such row layout here: use alpaca, chat, prompt_completion or text columns", kind)
     if form == "alpaca":
@@ -219,6 +227,19 @@ def _format(draft: Draft, kind: Any, where: str) -> None:
         draft.leave("excess_length_strategy", "is not here: drop, truncate or chunk")
     everything = draft.on("train_on_inputs") or form == "text"
     draft.set("data.train_on", "all" if everything else "assistant", "train_on_inputs")
+
+
+def _own_layout(draft: Draft, kind: Mapping[str, Any], where: str) -> None:
+    """Columns that the file names itself: `type: {field_instruction: question, field_output: answer}`."""
+    root = where.split("[", maxsplit=1)[0]
+    draft.set("data.format", "alpaca", root)
+    for key, value in kind.items():
+        ours = key.removeprefix("field_")
+        if key.startswith("field_") and ours in ("instruction", "input", "output", "system") and isinstance(value, str):
+            if value != ours:
+                draft.set(f"data.columns.{ours}", value, root)
+        elif value and key not in ("format", "no_input_format"):
+            draft.leave(f"{where}.{key}", "is not carried: write it into the rows", value)
 
 
 # The run

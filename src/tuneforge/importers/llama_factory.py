@@ -94,7 +94,8 @@ def _adapter(draft: Draft, quantised: bool) -> None:
 # Rows: names in dataset_info.json
 
 
-_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
+_CHAT = {"messages": "conversations", "system": "system"}
 _TAGS = {
     "role_tag": ("from", "role"), "content_tag": ("value", "content"), "user_tag": ("human", "user"),
     "assistant_tag": ("gpt", "assistant"), "system_tag": ("system",),
@@ -170,23 +171,34 @@ def _layout(draft: Draft, entry: Mapping[str, Any], name: str) -> None:
         return
     if draft.get("stage") == "pt" and columns.get("prompt") == "text":
         draft.set("data.format", "text", "dataset")
-    elif entry.get("formatting") == "sharegpt":
-        draft.set("data.format", "chat", "dataset")
-        odd = [t for t, v in tags.items() if v not in _TAGS.get(t, ())]
-        odd += [] if columns.pop("messages", "conversations") in ("messages", "conversations") else ["messages"]
-        odd += [c for c in columns if c != "system"]
+    else:
+        chat = entry.get("formatting") == "sharegpt"
+        draft.set("data.format", "chat" if chat else "alpaca", "dataset")
+        odd = [t for t, v in tags.items() if v not in _TAGS.get(t, ())] if chat else []
+        odd += _columns(draft, columns, _CHAT if chat else _ALPACA)
         if odd:
             draft.leave(
                 "dataset", f"{name}: {', '.join(odd)} in dataset_info.json are not the names read here; rename them"
             )
-    else:
-        draft.set("data.format", "alpaca", "dataset")
-        odd = [c for c, v in columns.items() if _ALPACA.get(c) != v]
-        if odd:
-            draft.leave("dataset", f"{name}: the columns {', '.join(odd)} are named otherwise than here; rename them")
+        unnamed = [c for c in ("system", "history") if c not in columns and (c == "system" or not chat)]
+        if unnamed:
+            named = " and ".join(unnamed)
+            draft.note(f"a column {named} of the rows is read here; there only if dataset_info.json names it")
     for key in ("subset", "split", "folder", "num_samples"):
         if entry.get(key) not in (None, "train"):
             draft.leave("dataset", f"{name}: {key} in dataset_info.json is not carried")
+
+
+def _columns(draft: Draft, columns: Mapping[str, Any], known: Mapping[str, str]) -> list[str]:
+    """Carry the names of columns; returns those that nothing here reads."""
+    odd = []
+    for theirs, own in columns.items():
+        ours = known.get(theirs)
+        if ours is None or not isinstance(own, str):
+            odd.append(theirs)
+        elif own != ours and not (ours == "conversations" and own == "messages"):
+            draft.set(f"data.columns.{ours}", own, "dataset")
+    return odd
 
 
 # The run
