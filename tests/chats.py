@@ -23,6 +23,10 @@ BRACKETS = (
     "{% elif m['role'] == 'assistant' %} {{ m['content'] | trim }}{{ eos_token }}"
     "{% else %}[SYS]{{ m['content'] }}[/SYS]{% endif %}{% endfor %}"
 )
+EOS_AT_THE_END = (
+    "{% for m in messages %}<start>{{ m['role'] }}\n{{ m['content'] }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start>assistant\n{% else %}{{ eos_token }}{% endif %}"
+)
 NO_PROMPT = (  # a line an answer, no generation prompt and no end-of-turn token
     "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 )
@@ -32,6 +36,7 @@ ORDINARY = {
     "headers": (HEADERS, "<|eot|>"),
     "trimmed turns": (TRIMMED_TURNS, "<end>"),
     "brackets": (BRACKETS, "</s>"),
+    "eos at the end": (EOS_AT_THE_END, "<end>"),
     "no generation prompt": (NO_PROMPT, ""),
 }
 # The system prompt is written into the last question: with the answers given, it moves on (or is gone).

@@ -54,7 +54,10 @@ def test_each_answer_is_taught_once_with_its_end(name):
     answers = [f"answer {i} of the fox" for i in range(12)]
     turns = [text for answer in answers for text in ("the question", answer)]
     documents = encode([chat(*turns)], tokenizer, **OPTIONS).documents
-    assert [t.strip() for t in taught(documents, tokenizer)] == [answer + end for answer in answers]
+    last = "\n</s>" if name == "eos at the end" else ""
+    wanted = [answer + end for answer in answers]
+    assert [t.strip() for t in taught(documents, tokenizer)] == [*wanted[:-1], wanted[-1] + last]
+    assert len(documents) == 1
 
 
 @pytest.mark.parametrize("name", ORDINARY)

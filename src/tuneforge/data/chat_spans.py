@@ -66,28 +66,38 @@ class Chat:
         return Located(upto, (len(prompt), end))
 
 
-def answer_spans(chat: Chat, whole: str) -> list[Span] | None:
+def answer_spans(chat: Chat, whole: str, marks: TurnMarks) -> list[Span] | None:
     """The spans of all answers in `whole`, the rendered chat; None where it writes earlier turns differently."""
     turns = chat.answers
     if len(turns) > ALL_BELOW:
         some = sorted({*(2**k - 1 for k in range(len(turns).bit_length())), len(turns) - 1})
-        known = _located(chat, [turns[k] for k in some], whole)
+        known = _located(chat, [turns[k] for k in some], whole, marks)
         if known is None:
             return None
         found = _by_surroundings(chat, known, whole)
         if found is not None:
             return found
-    spans = _located(chat, turns, whole)
+    spans = _located(chat, turns, whole, marks)
     return None if spans is None else [spans[i] for i in turns]
 
 
-def _located(chat: Chat, turns: Sequence[int], whole: str) -> dict[int, Span] | None:
+def _located(chat: Chat, turns: Sequence[int], whole: str, marks: TurnMarks) -> dict[int, Span] | None:
     spans = {}
     for i in turns:
         located = chat.locate(i)
-        if located is None or not whole.startswith(located.text):
+        if located is None:
             return None
-        spans[i] = located.span
+        start, end = located.span
+        if not whole.startswith(located.text):
+            # Of `<|end|>\n<|endoftext|>`, some templates write the second where the chat ends only.
+            kept = located.text[:end]
+            if not marks.inner_end or not kept.endswith(marks.end):
+                return None
+            kept = kept.removesuffix(marks.end) + marks.inner_end
+            if not whole.startswith(kept):
+                return None
+            end = len(kept)
+        spans[i] = (start, end)
     return spans
 
 
@@ -109,15 +119,16 @@ def _by_surroundings(chat: Chat, known: dict[int, Span], whole: str) -> list[Spa
     places = _places(chat, whole)
     if places is None:
         return None
-    last = max(known)
-    start, end = known[last]
+    first, last = min(known), max(known)
+    start = known[last][0]
     asked = chat.rendered(last)
     prompt = whole[len(asked) : start] if whole.startswith(asked) else ""
     # Without a generation prompt, answers follow the whitespace that ends the turn before.
     prompt = prompt or whole[len(whole[:start].rstrip()) : start]
     head = whole[start - len(prompt) : places[last][0]].rstrip()
-    tail = whole[places[last][1] : end].lstrip()
+    tail = whole[places[first][1] : known[first][1]].lstrip()
     spans = {i: _around(whole, place, prompt, head, tail) for i, place in places.items()}
+    spans[last] = known[last]  # it may end in more than the others
     if any(spans[i] != span for i, span in known.items()):
         return None
     found = [span for span in spans.values() if span is not None]

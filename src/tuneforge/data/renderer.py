@@ -120,7 +120,7 @@ class Renderer:
             return [Rendered(whole, _outside(chat, whole, example.without_loss), origin)]
         learnt = example.answers
         others = [m for m in chat.messages if m["role"] != "assistant"]
-        spans = answer_spans(chat, whole)
+        spans = answer_spans(chat, whole, self.marks)
         if spans is not None:
             self._count_dropped(others, whole, origin)
             asked = tuple(span for i, span in zip(chat.answers, spans, strict=True) if i in learnt)

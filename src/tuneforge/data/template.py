@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2.exceptions import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from tuneforge.data.rendering import ROW_CODES, apply_template
 from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.plugins import registry
 
@@ -44,16 +45,18 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
     """
     chosen = _chosen(tokenizer, wanted)
     try:
-        tokenizer.apply_chat_template([[{"role": "user", "content": "Hi"}]], tokenize=False)
-    except TemplateSyntaxError as error:
-        raise TuneforgeError(
-            "broken-template",
-            f"{chosen}: line {error.lineno}: {error.message}",
-            path="model.chat_template",
-            fix="correct this line of the template, or use model.chat_template=plain",
-        ) from error
-    except Exception:  # noqa: S110  it may want other turns: each row is rendered, and reported, by itself
-        pass
+        apply_template(tokenizer, [{"role": "user", "content": "Hi"}], "a question alone")
+    except TuneforgeError as error:
+        if isinstance(error.__cause__, TemplateSyntaxError):
+            raise TuneforgeError(
+                "broken-template",
+                f"{chosen}: line {error.__cause__.lineno}: {error.__cause__.message}",
+                path="model.chat_template",
+                fix="correct this line of the template, or use model.chat_template=plain",
+            ) from error
+        # It may refuse such a chat: each row is rendered, and reported, by itself.
+        if error.problems[0].code not in ROW_CODES:
+            raise
     return chosen
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneforge.data.rendering import apply_template
+from tuneforge.data.rendering import ROW_CODES, apply_template
 from tuneforge.errors import TuneforgeError
 
 PLACEHOLDER = "Zqxj"
@@ -22,6 +22,8 @@ class TurnMarks:
     """Text that asks for an answer, such as `<|im_start|>assistant\\n`."""
     end: str = ""
     """Text between an answer and the whitespace after it, such as `<|im_end|>`."""
+    inner_end: str = ""
+    """The part of `end` that is written where turns follow; some templates end the whole chat in EOS too."""
     end_ids: tuple[int, ...] = ()
     """Tokens of `end` at which generation must stop; empty where the end is ordinary text."""
     trims: bool = True
@@ -38,14 +40,17 @@ def turn_marks(tokenizer: PreTrainedTokenizerBase) -> TurnMarks:
             asked, prompted = (apply_template(tokenizer, before, "", generate=g) for g in (False, True))
             answered = apply_template(tokenizer, [*before, _answer(PLACEHOLDER)], "")
             spaced = apply_template(tokenizer, [*before, _answer(f" {PLACEHOLDER} ")], "")
-        except TuneforgeError:  # a template of another kind of conversation; its rows are judged one by one
-            continue
+        except TuneforgeError as error:
+            if error.problems[0].code not in ROW_CODES:
+                raise
+            continue  # a template of another kind of conversation; its rows are judged one by one
         if answered.count(PLACEHOLDER) != 1:
             return TurnMarks()
         end = answered.partition(PLACEHOLDER)[2].strip()
         return TurnMarks(
             generation_prompt=prompted.removeprefix(asked) if prompted.startswith(asked) else "",
             end=end,
+            inner_end=_inner_end(tokenizer, [*before, _answer(PLACEHOLDER), user], end),
             end_ids=tuple(_end_ids(tokenizer, end)),
             trims=spaced == answered,
         )
@@ -54,6 +59,25 @@ def turn_marks(tokenizer: PreTrainedTokenizerBase) -> TurnMarks:
 
 def _answer(content: str) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
+
+
+def _inner_end(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], end: str) -> str:
+    """What the end of a chat and that of a turn within it have in common, in whole tokens."""
+    try:
+        after = apply_template(tokenizer, messages, "").rpartition(PLACEHOLDER)[2].lstrip()
+    except TuneforgeError as error:
+        if error.problems[0].code not in ROW_CODES:
+            raise
+        return end
+    if after.startswith(end) or not tokenizer.is_fast:
+        return end
+    last, inner = (tokenizer(t, add_special_tokens=False, return_offsets_mapping=True) for t in (end, after))
+    same = 0
+    for a, b, (_, stop) in zip(last["input_ids"], inner["input_ids"], last["offset_mapping"], strict=False):
+        if a != b:
+            break
+        same = stop
+    return end[:same].rstrip()
 
 
 def _end_ids(tokenizer: PreTrainedTokenizerBase, end: str) -> Iterator[int]:
