@@ -1,8 +1,10 @@
 """Every method under a classification head, on two decoders and an encoder: it learns and comes back with plain PEFT.
 
 The encoder is a masked language model without a pooler: what is drawn anew beside the head is trained and saved too.
+Learning and rounding are measured as in test_matrix.py, which derives the bounds.
 """
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,12 +43,14 @@ MARKED = [pytest.param(m, a, marks=[] if a == "bert" else pytest.mark.soak) for 
 # What PEFT cannot do.
 CANNOT = {("loha", "gpt2"), ("lokr", "gpt2"), ("olora", "gpt2")}
 
+LEARNT, ROUNDING = 0.5, 2e-5
 RATES = {"full": 3e-3, "lora_plus": 1e-3}
 SMALL = {"fourierft": {"n_frequency": 200, "scaling": 50.0}, "vera": {"r": 32}}
 LABELS = Labels(("four", "five", "six"), multi=False)
 PAD = 0
 
 
+@cache
 def composed(method: str):
     small = ["method.r=4"] if method not in ("vera",) and "r" in compose([f"method={method}"]).tree["method"] else []
     return compose(["task_recipe=classification", f"method={method}", *small])
@@ -91,10 +95,18 @@ def scores(model, ids, mask, prompted: bool):
         return model(input_ids=ids, attention_mask=mask).logits.float()
 
 
-def train(built, model, rate: float, steps: int = 50) -> list[float]:
+def eval_loss(built, model) -> float:
+    """Of the texts that are learnt."""
     ids, mask, labels = texts()
+    with torch.no_grad():
+        found = scores(awake(model, False), ids, mask, bool(built.virtual_tokens))
+    return float(torch.nn.functional.cross_entropy(found, labels))
+
+
+def train(built, model, rate: float, steps: int = 50) -> None:
+    ids, mask, labels = texts()
+    awake(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0, rate, built.learning_rate_scale), lr=rate)
-    losses = []
     for step in range(1, steps + 1):
         loss = torch.nn.functional.cross_entropy(scores(model, ids, mask, bool(built.virtual_tokens)), labels)
         penalty = built.penalty(model)
@@ -102,8 +114,6 @@ def train(built, model, rate: float, steps: int = 50) -> list[float]:
         (loss if penalty is None else loss + penalty).backward()
         optimizer.step()
         built.on_step_end(model, step)
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def test_the_matrix_covers_every_method():
@@ -133,8 +143,10 @@ def test_a_classifier_learns_moves_what_it_should_and_comes_back(method, archite
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
 
-    losses = train(built, model, RATES.get(method, 1e-2))
-    assert losses[-1] < 0.9 * losses[0]
+    start = eval_loss(built, model)
+    train(built, model, RATES.get(method, 1e-2))
+    end = eval_loss(built, model)
+    assert end < LEARNT * start, (start, end)
     own = dict(model.named_parameters())
     assert [n for n, before in frozen.items() if not same_bits(own[n], before)] == []
 
@@ -145,7 +157,7 @@ def test_a_classifier_learns_moves_what_it_should_and_comes_back(method, archite
         ours = scores(awake(model, False), ids, mask, bool(built.virtual_tokens))
         # Alone and without padding, as at inference; plain PEFT knows no head of ours.
         alone = [again(input_ids=row[None, : n.sum()]).logits.float() for row, n in zip(ids, mask, strict=True)]
-    assert torch.allclose(ours, torch.cat(alone), atol=2e-3, rtol=1e-3), float((ours - torch.cat(alone)).abs().max())
+    assert float((ours - torch.cat(alone)).abs().max() / ours.abs().max()) < ROUNDING
 
 
 def reload(built, folder, config, saved):

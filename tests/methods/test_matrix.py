@@ -1,10 +1,21 @@
 """One matrix for all methods: each learns, moves only what it should, and comes back with plain PEFT.
 
-A cell is (method, architecture). What upstream cannot do is refused by a rule that carries the reason, and the matrix
-tries those cells too: a refusal that has become unnecessary fails.
+A cell is (method, architecture); one trained model serves all its assertions. What upstream cannot do is refused by a
+rule that carries the reason, and the matrix tries those cells too: a refusal that has become unnecessary fails.
+
+Bounds. Learning is the fall of the loss of the same rows in evaluation, from before to after training. Measured over
+all cells and two sets of CPU kernels, the loss after 50 steps was at most an eighth of the loss before; the bound is a
+half, and a method that learns nothing is at 1. The last train loss against the first measures nothing: under GPT-2's
+dropout a single loss of these rows before any training is between 0.60 and 0.73.
+
+Logits of two routes to the same weights (saved and loaded, packed, merged) differ by the order of their sums: a sum of
+n products in single precision is off by about sqrt(n) * 2**-24 of its size, here 1e-6 with n <= 256, and about 20 such
+sums lie between an input and its logits. Measured: at most 1e-6 of the largest logit. The bound is 2e-5; other weights
+are at 0.1 and more.
 """
 
 import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,11 +67,15 @@ MERGES = {
     "vblora",
 }
 
+LEARNT, ROUNDING = 0.5, 2e-5
 # What PEFT cannot do.
 CANNOT = {("loha", "gpt2"), ("lokr", "gpt2"), ("olora", "gpt2")}
 
-# Rates at which fifty steps on a model of 64 units teach a fixed text; published rates are for wide models.
+# Learning rates at which fifty steps on a model of 64 units teach a fixed text; published ones are for wide models. At
+# 1e-2 rsLoRA oscillates and ends by chance: at a loss of 0.006 under one set of CPU kernels, of 0.29 under another.
+LORAS = ("lora", "dora", "rslora", "pissa", "olora", "eva", "corda", *QUANTISED)
 RATES = {
+    **dict.fromkeys(LORAS, 3e-3),
     "full": 3e-3,
     "freeze": 1e-2,
     "ia3": 5e-2,
@@ -68,7 +83,6 @@ RATES = {
     "fourierft": 1e-1,
     "prompt_tuning": 1e-1,
     "lora_plus": 1e-3,
-    "vblora": 5e-2,
 }
 SMALL = {
     "bottleneck_adapter": {"reduction_factor": 4},
@@ -77,22 +91,22 @@ SMALL = {
 }
 
 
+@cache
+def composed(method: str):
+    """The method with a rank that suits a model of 64 units, where it has one."""
+    ranked = "r" in compose([f"method={method}"]).tree["method"]
+    return compose([f"method={method}", *(["method.r=4"] if ranked else [])])
+
+
 def build(method: str, folder: Path):
     """(the method, its changed model in train mode, its learning rate)."""
     torch.manual_seed(0)
-    node = {
-        **compose([f"method={method}", "method.r=4"] if "r" in options(method) else [f"method={method}"]).tree["method"]
-    }
-    node |= SMALL.get(method, {})
+    node = {**composed(method).tree["method"], **SMALL.get(method, {})}
     node |= dict.fromkeys({"lora_dropout", "vera_dropout", "vblora_dropout", "dropout"} & node.keys(), 0.0)
     if method == "freeze":
         node["last_layers"] = 1
     built = make(node)
-    extra = {}
-    quantised = built.quantization_config(torch.float32)
-    if quantised is not None:
-        extra["quantization_config"] = quantised
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **extra)
+    base = load_base(built, folder)
     torch.manual_seed(1)
     if built.num_observed:
         rows = Rows([Document(row.numpy(), row.numpy(), "") for row in batch(16, 8, None)], 8, packing=False)
@@ -103,8 +117,11 @@ def build(method: str, folder: Path):
     return built, model, RATES.get(method, 1e-2)
 
 
-def options(method: str) -> dict:
-    return compose([f"method={method}"]).tree["method"]
+def load_base(built, folder: Path):
+    """The base as transformers loads it alone, quantised where the method quantises."""
+    quantised = built.quantization_config(torch.float32)
+    extra = {} if quantised is None else {"quantization_config": quantised}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **extra)
 
 
 def awake(model, training: bool = True):
@@ -133,7 +150,7 @@ def batch(rows: int = 8, length: int = 5, domain: int | None = 0, seed: int = 3)
 
 @pytest.fixture(scope="module")
 def bases(model_folders, tmp_path_factory) -> dict[str, Path]:
-    """Each architecture trained on all domains: adapters have something to steer."""
+    """Each architecture trained on all domains: adapters have something to steer, and that without dropout."""
     made = {}
     for name in ARCHITECTURES:
         torch.manual_seed(0)
@@ -144,6 +161,7 @@ def bases(model_folders, tmp_path_factory) -> dict[str, Path]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        model.config.update({key: 0.0 for key in model.config.to_dict() if key.endswith("_pdrop")})
         made[name] = tmp_path_factory.mktemp("bases") / name
         model.save_pretrained(made[name])
     return made
@@ -151,7 +169,7 @@ def bases(model_folders, tmp_path_factory) -> dict[str, Path]:
 
 def logits(model, ids, virtual: int = 0):
     with torch.no_grad():
-        out = model(input_ids=ids, use_cache=False).logits.float()
+        out = awake(model, False)(input_ids=ids, use_cache=False).logits.float()
     return out[:, virtual:]
 
 
@@ -160,8 +178,15 @@ def loss_of(model, ids, virtual: int = 0):
     return torch.nn.functional.cross_entropy(out[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def train(built, model, rate, steps: int = 50) -> list[float]:
-    ids, losses = batch(), []
+def eval_loss(model, virtual: int = 0) -> float:
+    """Of the rows that are learnt."""
+    with torch.no_grad():
+        return float(loss_of(awake(model, False), batch(), virtual))
+
+
+def train(built, model, rate, steps: int = 50) -> None:
+    ids = batch()
+    awake(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0, rate, built.learning_rate_scale), lr=rate)
     for step in range(1, steps + 1):
         loss = loss_of(model, ids, built.virtual_tokens)
@@ -170,17 +195,13 @@ def train(built, model, rate, steps: int = 50) -> list[float]:
         (loss if penalty is None else loss + penalty).backward()
         optimizer.step()
         built.on_step_end(model, step)
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def reload(built, folder, saved):
-    extra = {}
-    if built.quantization_config(torch.float32) is not None:
-        extra["quantization_config"] = built.quantization_config(torch.float32)
+    """By transformers and PEFT alone, under another seed."""
     if built.trains_base:
         return AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **extra)
+    base = load_base(built, folder)
     torch.manual_seed(99)
     return PeftModel.from_pretrained(base, saved)
 
@@ -196,8 +217,8 @@ def test_the_matrix_covers_every_method():
 
 @pytest.mark.parametrize(("method", "architecture"), CELLS)
 def test_what_upstream_cannot_do_is_refused_before_weights_load(method, architecture):
-    composed = compose([f"method={method}"])
-    problems = rules.architecture_problems(composed.config, {"model_type": architecture}, composed.tree["method"])
+    found = composed(method)
+    problems = rules.architecture_problems(found.config, {"model_type": architecture}, found.tree["method"])
     assert [p.code for p in problems] == (["method-not-for-model"] if (method, architecture) in CANNOT else [])
 
 
@@ -209,55 +230,56 @@ def test_a_method_learns_moves_what_it_should_and_comes_back(method, architectur
             train(*build(method, folder), steps=1)
         return
     built, model, rate = build(method, folder)
-    ids, virtual = batch(), built.virtual_tokens
+    virtual = built.virtual_tokens
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
-    start = float(loss_of(awake(model, False), ids, virtual).detach())
-    losses = train(built, awake(model), rate)
-    end = float(loss_of(awake(model, False), ids, virtual).detach())
-    assert end < 0.9 * start, (start, end)
-    assert losses[-1] < losses[0]
+    start = eval_loss(model, virtual)
+    train(built, model, rate)
+    end = eval_loss(model, virtual)
+    assert end < LEARNT * start, (start, end)
 
     # Only what should move has moved.
     own = dict(model.named_parameters())
-    moved = [n for n, before in frozen.items() if not same_bits(own[n], before)]
-    assert moved == []
+    assert [n for n, before in frozen.items() if not same_bits(own[n], before)] == []
+    check_saved(built, model, method, folder, tmp_path / "saved")
+    check_packed_and_selected(built, model, method)
     if method in BASE:
-        check_saved(built, model, folder, tmp_path, ids)
         return
-
     # Switched off, the adapter leaves the untouched base.
-    base = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        **({"quantization_config": built.quantization_config(torch.float32)} if method in QUANTISED else {}),
-    )
-    plain = logits(awake(base, False), ids)
-    assert end < 0.9 * float(torch.nn.functional.cross_entropy(plain[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+    base = load_base(built, folder)
+    assert end < 0.9 * eval_loss(base), (end, eval_loss(base))
     with model.disable_adapter():
-        off = logits(model, ids)
-    same = torch.allclose(off, plain, atol=1e-4)
-    assert same != getattr(built, "rewrites_base", False)
-    check_saved(built, model, folder, tmp_path, ids)
+        off = logits(model, batch())
+    assert_close(off, logits(base, batch()), equal=not getattr(built, "rewrites_base", False))
+    if method in MERGES:
+        merged = copy.deepcopy(model).merge_and_unload()
+        assert_close(logits(merged, batch()), logits(model, batch()))
 
 
-def check_saved(built, model, folder, tmp_path, ids):
-    """Saved by the method, loaded by transformers and PEFT alone under another seed: the same logits."""
-    built.save(model, tmp_path / "saved")
-    again = awake(reload(built, folder, tmp_path / "saved"), False)
-    ours, theirs = logits(awake(model, False), ids, built.virtual_tokens), logits(again, ids, built.virtual_tokens)
-    assert torch.allclose(ours, theirs, atol=2e-3, rtol=1e-3), float((ours - theirs).abs().max())
-    assert any((tmp_path / "saved").glob("*.safetensors"))
+def assert_close(one, two, *, equal: bool = True) -> None:
+    """Two tensors of logits from two routes differ by rounding, relative to the largest logit."""
+    worst = float((one - two).abs().max() / two.abs().max())
+    assert (worst < ROUNDING) == equal, worst
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_packed_rows_and_selected_logits_are_exact_or_ruled_out(method, bases):
-    built, model, rate = build(method, bases["llama"])
-    train(built, model, rate, steps=3)
-    awake(model, False)
+def check_saved(built, model, method, folder, saved):
+    """Saved by the method and loaded, once or as a second adapter on the same base: the same logits."""
+    built.save(model, saved)
+    assert any(saved.glob("*.safetensors"))
+    again, ours = reload(built, folder, saved), logits(model, batch(), built.virtual_tokens)
+    assert_close(logits(again, batch(), built.virtual_tokens), ours)
+    # AdaLoRA allows one adapter that trains.
+    if not built.trains_base and method != "adalora":
+        again.load_adapter(str(saved), adapter_name="other")
+        again.set_adapter("other")
+        assert_close(logits(again, batch(), built.virtual_tokens), ours)
+
+
+def check_packed_and_selected(built, model, method):
     ids = batch(2, 16, None)
     documents = [Document(row.numpy(), row.numpy(), "") for row in ids]
+    awake(model, False)
     if method in PROMPTS:
-        assert compose([f"method={method}"]).tree["data"]["packing"] is False
+        assert composed(method).tree["data"]["packing"] is False
     else:
         assert packing_error(model, documents, torch.device("cpu")) < (1e-4 if built.exact else 2e-2)
     keep = torch.zeros_like(ids, dtype=torch.bool)
@@ -266,31 +288,4 @@ def test_packed_rows_and_selected_logits_are_exact_or_ruled_out(method, bases):
     shifted = torch.nn.functional.pad(keep, (built.virtual_tokens, 0), value=False)
     with rows_before_head(model, shifted):
         chosen = logits(model, ids)
-    assert torch.allclose(chosen.flatten(0, 1), whole, atol=1e-4)
-
-
-@pytest.mark.parametrize("method", sorted(MERGES))
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_merged_model_has_the_adapters_logits(method, architecture, bases):
-    if (method, architecture) in CANNOT:
-        pytest.skip("refused by a rule")
-    built, model, rate = build(method, bases[architecture])
-    train(built, model, rate, steps=5)
-    ids = batch()
-    with_adapter = logits(awake(model, False), ids)
-    merged = copy.deepcopy(model).merge_and_unload()
-    assert torch.allclose(logits(merged, ids), with_adapter, atol=2e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in BASE and m not in ("adalora",)])
-def test_two_adapters_live_on_one_base(method, bases, tmp_path):
-    built, model, rate = build(method, bases["llama"])
-    train(built, model, rate, steps=3)
-    ids = batch()
-    first = logits(awake(model, False), ids, built.virtual_tokens)
-    built.save(model, tmp_path / "one")
-    both = reload(built, bases["llama"], tmp_path / "one")
-    both.load_adapter(str(tmp_path / "one"), adapter_name="other")
-    both.set_adapter("other")
-    awake(both, False)
-    assert torch.allclose(logits(both, ids, built.virtual_tokens), first, atol=2e-3, rtol=1e-3)
+    assert_close(chosen.flatten(0, 1), whole)
