@@ -30,7 +30,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-MODULES = ("tuneforge", "tuneforge.worker", "tuneforge.study.worker", "torch.distributed.run")
+MODULES = (
+    *("tuneforge", "tuneforge.worker", "tuneforge.study.worker", "torch.distributed.run"),
+    *("several", "doubles"),  # of tests/distributed
+)
 """What `python -m` is served for."""
 LOADED = (
     *("torch", "torch.distributed.run", "torch.utils.tensorboard", "tensorboard.plugins.hparams"),

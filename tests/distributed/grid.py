@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import several
 from tuneforge import resume, rules
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.checkpoint_io import STATE
@@ -60,10 +61,13 @@ def composed(method: str, strategy: str, folder: Path, more: tuple[str, ...] = (
 
 
 def run(cases: list[tuple[str, str]], devices: int, folder: Path, more: tuple[str, ...] = ()) -> None:
-    """Train each case in the same warm processes; one that fails leaves a run without its steps."""
+    """Train each case in the same warm processes, one alone in this one; a case that fails leaves no steps."""
     folder.mkdir(exist_ok=True)
     handovers = [handed_over(composed(m, s, folder, more), folder / f"{m}-{s}.json") for m, s in cases]
-    start("several.py", *handovers, devices=devices, seconds=SECONDS * len(cases))
+    if devices == 1:
+        several.run_all(handovers)
+    else:
+        start("several", *handovers, devices=devices, seconds=SECONDS * len(cases))
 
 
 def handed_over(found: Composed, file: Path) -> Path:
@@ -75,11 +79,12 @@ def handed_over(found: Composed, file: Path) -> Path:
 
 
 def start(script: str, *arguments: Path | str, devices: int, seconds: float) -> None:
-    """Run a script of this folder in as many processes, to its end."""
+    """Run a module of this folder in as many processes, to its end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     done = subprocess.run(
-        [*command, str(Path(__file__).with_name(script)), *map(str, arguments)],
+        [*command, "-m", script, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         timeout=seconds,

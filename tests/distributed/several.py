@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 from tuneforge.artifacts.folder import read_json
@@ -19,10 +20,15 @@ def run(handover: Path) -> None:
     train(composed, rows, unpack_place(packed["place"]))
 
 
-if __name__ == "__main__":
-    quiet_libraries()
-    for path in map(Path, sys.argv[1:]):
+def run_all(handovers: Iterable[Path]) -> None:
+    """One that fails is then without its steps, which its test shows."""
+    for path in handovers:
         try:
             run(path)
-        except Exception:  # the case is then without its steps, which the grid shows
+        except Exception:
             traceback.print_exc()
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    run_all(map(Path, sys.argv[1:]))

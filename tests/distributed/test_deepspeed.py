@@ -95,7 +95,7 @@ def test_every_stage_goes_on_from_its_checkpoint_to_the_bit(tmp_path):
     for _, stage in cases:
         resumed = (*more, "trainer.max_steps=4", f"resume={parts / f'lora-{stage}'}")
         handovers.append(grid.handed_over(grid.composed("lora", stage, parts, resumed), parts / f"{stage}.json"))
-    grid.start("several.py", *handovers, devices=2, seconds=grid.SECONDS * len(cases))
+    grid.start("several", *handovers, devices=2, seconds=grid.SECONDS * len(cases))
     for _, stage in cases:
         one, two = (folder / f"lora-{stage}" for folder in (whole, parts))
         metrics = [read_metrics(folder / "metrics.jsonl") for folder in (one, two)]

@@ -45,7 +45,7 @@ def test_single_ddp_fsdp_tensor_parallel_and_single_again(command, tmp_path):
     in_parts = "callbacks.checkpoints.sharded=true"
     ways = [("strategy=ddp",), ("strategy=fsdp",), ("strategy=fsdp_tp", in_parts), ("strategy=fsdp", in_parts)]
     handovers = [handover(begun.folder, n, "method=full", *way) for n, way in enumerate(ways, 2)]
-    grid.start("several.py", *handovers, devices=2, seconds=grid.SECONDS * len(ways))
+    grid.start("several", *handovers, devices=2, seconds=grid.SECONDS * len(ways))
     last = begun.folder / "checkpoints" / "step-00000005"
     assert {p.name for p in last.glob("part-*")} == {parts.file_of(0), parts.file_of(1)}
     assert not parts.are_in(last.with_name("step-00000003"))

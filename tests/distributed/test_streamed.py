@@ -38,7 +38,7 @@ def grown(folder: Path, model: Path, method: str, how: str) -> list[dict[str, in
     options = [f"method={method}", "strategy=fsdp", "trainer.devices=2", *grid.OPTIONS, "batch.per_device=1"]
     found = compose([*options, "model=hf", f"model.path={model}", f"hydra.run.dir={folder / 'run'}"])
     handover = grid.handed_over(found, folder / "handover.json")
-    grid.start("peak.py", handover, how, devices=2, seconds=grid.SECONDS)
+    grid.start("peak", handover, how, devices=2, seconds=grid.SECONDS)
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*.peak"))]
 
 

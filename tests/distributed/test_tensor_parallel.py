@@ -51,7 +51,7 @@ def assert_equal(monkeypatch, folder, model, methods, devices):
 def test_gradients_of_a_shared_model_are_those_of_the_whole(tmp_path):
     """In double precision, which leaves no room for what is not there in single precision alone."""
     make_model_folder("qwen3", tmp_path / "model")
-    grid.start("doubles.py", tmp_path / "model", tmp_path, devices=2, seconds=grid.SECONDS)
+    grid.start("doubles", tmp_path / "model", tmp_path, devices=2, seconds=grid.SECONDS)
     found = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
     assert len(found) == 2
     for worst in found:
