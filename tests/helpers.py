@@ -175,6 +175,21 @@ def shown(metrics: list[dict[str, Any]]) -> dict[Any, Any]:
     return lines
 
 
+ROUNDING = 2e-5
+"""Largest `difference` of two routes to one result in single precision, on the small models of these tests.
+
+Routes differ in the order of their sums: a sum of n products is off by about sqrt(n) * 2**-24 of its size, here 1e-6
+with n <= 256, and about 20 such sums lie between an input and a logit or a gradient. An element that is itself small is
+off as much as the large ones that it was summed from, so a bound relative to each element suits one CPU's kernels alone.
+Measured over the matrix of methods under two sets of kernels: at most 1e-6. What is wrong differs by 1e-2 and more.
+"""
+
+
+def difference(one: Any, two: Any) -> float:
+    """Of two tensors: their largest difference, in parts of the largest element."""
+    return float((one - two).detach().abs().max() / two.detach().abs().max())
+
+
 def same_bits(one: Any, two: Any) -> bool:
     """Whether two tensors hold the same bytes; packed 4-bit numbers in a floating type may read as NaN."""
     import torch

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import several
+
 from tuneforge import resume, rules
 from tuneforge.artifacts import whole
 from tuneforge.artifacts.checkpoint_io import STATE

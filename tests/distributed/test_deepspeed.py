@@ -47,7 +47,7 @@ def test_two_processes_train_as_one_and_leave_the_same_checkpoint(command):
 
 
 @needs_deepspeed
-@pytest.mark.soak
+@pytest.mark.soak_full
 def test_a_run_that_was_resumed_goes_on_as_one_process_does(command):
     """All weights train, in two groups of the optimizer; with other moments in it the next losses would be others."""
     steady = ("method=full", "scheduler=constant", "optim.lr=2e-5")
@@ -105,7 +105,7 @@ def test_every_stage_goes_on_from_its_checkpoint_to_the_bit(tmp_path):
 
 
 @needs_deepspeed
-@pytest.mark.soak
+@pytest.mark.soak_full
 def test_an_optimizer_that_looks_at_matrices_would_give_other_numbers(command, monkeypatch):
     """What the rule refuses: Adafactor factors matrices, and sees none."""
     optim = ("method=full", "optim=adafactor", "optim.lr=2e-4")
@@ -116,7 +116,7 @@ def test_an_optimizer_that_looks_at_matrices_would_give_other_numbers(command, m
 
 
 @needs_deepspeed
-@pytest.mark.soak
+@pytest.mark.soak_full
 @pytest.mark.parametrize("option", ["method=adalora", "regularise.ewc=1"])
 def test_what_reads_gradients_would_find_none(command, monkeypatch, option):
     monkeypatch.setattr(rules.strategies, "ZERO", "")

@@ -100,7 +100,7 @@ def test_the_page_has_every_pair_and_its_refusals_are_the_rules():
         ("what_is_proven_on_split_matrices", ("ia3", "fsdp_tp"), ()),
     ],
 )
-@pytest.mark.soak
+@pytest.mark.soak_full
 def test_a_refusal_is_still_needed(monkeypatch, tmp_path, lifted, pair, extra):
     """Without the rule the pair fails, or gives other numbers."""
     monkeypatch.setattr(registry, "RULES", [r for r in rules.RULES if r.__name__ != lifted])

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from torch.distributed import TCPStore
 
+import fork_server
 from helpers import SHORT
 from tuneforge.artifacts.claim import NAME as LOCK
 from tuneforge.artifacts.folder import read_json, read_metrics
@@ -90,7 +91,7 @@ def srun(options, *, tmp_path, script=("-m", "tuneforge"), second=None) -> list[
         variables = {f"SLURM_{k}": v for k, v in slurm.items()} | {"MASTER_PORT": str(port)}
         command = [sys.executable, *script, *options]
         children.append(
-            subprocess.Popen(
+            fork_server.Popen(
                 command,
                 env=environment(**variables),
                 cwd=second if rank and second else tmp_path,

@@ -73,9 +73,10 @@ def assert_equal(one: Ran, other: Ran) -> None:
 
 
 @needs_deepspeed
-@pytest.mark.soak
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("lora", marks=pytest.mark.soak_full), pytest.param("full", marks=pytest.mark.soak)]
+)
 def test_deepspeed_takes_over_and_hands_on(command, method):
     chosen = f"method={method}"
     uninterrupted = command(*OPTIONS, *ONE, chosen, "trainer.max_steps=6")

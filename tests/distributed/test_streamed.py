@@ -42,8 +42,14 @@ def grown(folder: Path, model: Path, method: str, how: str) -> list[dict[str, in
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*.peak"))]
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize(("method", "how"), [("lora", "streamed"), ("full", "streamed"), ("full", "whole")])
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [
+        pytest.param("full", "streamed", marks=pytest.mark.soak),
+        pytest.param("lora", "streamed", marks=pytest.mark.soak_full),
+        pytest.param("full", "whole", marks=pytest.mark.soak_full),
+    ],
+)
 def test_building_the_model_takes_its_part_and_no_more_than_a_file(large, tmp_path, method, how):
     files = [file.stat().st_size for file in large.glob("*.safetensors")]
     assert len(files) == 4

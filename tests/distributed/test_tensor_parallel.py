@@ -60,8 +60,13 @@ def test_gradients_of_a_shared_model_are_those_of_the_whole(tmp_path):
 
 
 # Biases; norms over heads, and so every style there is; the plainest.
-@pytest.mark.soak
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "gemma"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(a, marks=pytest.mark.soak if a == "qwen3" else pytest.mark.soak_full)
+        for a in ("qwen2", "qwen3", "gemma")
+    ],
+)
 def test_each_kind_of_plan_is_equal(monkeypatch, tmp_path, architecture):
     model = make_model_folder(architecture, tmp_path / "model")
     styles = set(AutoConfig.from_pretrained(model).base_model_tp_plan.values())
@@ -69,7 +74,7 @@ def test_each_kind_of_plan_is_equal(monkeypatch, tmp_path, architecture):
     assert_equal(monkeypatch, tmp_path, model, ("full", "lora"), 2)
 
 
-@pytest.mark.soak
+@pytest.mark.soak_full
 def test_two_groups_of_two_are_equal_to_one(monkeypatch, tmp_path):
     """Sizes that four devices do not share evenly."""
     sizes = {"vocab_size": 517, "hidden_size": 60, "intermediate_size": 130, "head_dim": 10, "num_hidden_layers": 3}
@@ -79,8 +84,10 @@ def test_two_groups_of_two_are_equal_to_one(monkeypatch, tmp_path):
     assert_equal(monkeypatch, tmp_path, tmp_path / "model", ("full", "freeze", "lora"), 4)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("strategy", ["fsdp_offload", "fsdp_tp"])
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param("fsdp_offload", marks=pytest.mark.soak_full), pytest.param("fsdp_tp", marks=pytest.mark.soak)],
+)
 def test_a_run_that_was_resumed_goes_on_as_one_process_does(command, strategy):
     """With moments of other weights in the optimizer, or of other parts of them, the next losses would be others."""
     steady = (*grid.OPTIONS, "method=full", "scheduler=constant", "trainer.max_steps=4", "optim.lr=2e-5")

@@ -16,7 +16,8 @@ TINY = (*SHORT, "trainer.max_steps=2", "data.max_rows=32", "data.split.max_eval_
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("lora", "qlora", "full")])
 def test_a_method_runs_by_its_name_alone_and_its_result_goes_on(command, method):
-    ran = command(f"method={method}", *TINY)
+    # How long an evaluation takes beside a step is the machine's.
+    ran = command(f"method={method}", *TINY, "callbacks.waste_guard.action=none")
     assert ran.code == 0, ran.err + ran.out
     assert "warning" not in ran.out
     assert all(m["train/grad_norm"] > 0 for m in ran.metrics if "train/grad_norm" in m)
@@ -34,7 +35,13 @@ def test_a_method_runs_by_its_name_alone_and_its_result_goes_on(command, method)
 
 @pytest.mark.parametrize(
     "method",
-    ["adalora", "pissa", "prompt_tuning", *(pytest.param(m, marks=pytest.mark.soak) for m in ("eva", "corda"))],
+    [
+        "adalora",
+        "pissa",
+        "prompt_tuning",
+        pytest.param("eva", marks=pytest.mark.soak),
+        pytest.param("corda", marks=pytest.mark.soak_full),
+    ],
 )
 def test_a_method_with_state_resumes_to_the_bit(command, monkeypatch, method):
     # Looking at train rows takes time for each target.

@@ -32,8 +32,9 @@ def start(folder, url, *arguments):
     )
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("launcher", ["basic", "processes"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("basic", marks=pytest.mark.soak_full), pytest.param("processes", marks=pytest.mark.soak)]
+)
 def test_two_machines_share_one_study_and_no_file_has_its_password(tmp_path, tiny, server, launcher):
     """Two folders, each with a sweep of the same command, as on two machines."""
     url = f"postgresql+psycopg://tuner:{PASSWORD}@{server.get_uri().partition('@')[2]}"

@@ -69,8 +69,14 @@ def test_every_process_has_the_values_of_its_trial_and_all_are_pruned_at_one_ste
     assert told[0]["step"] == 2 == max(trial.intermediate_values)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("deepspeed_zero3", marks=needs_deepspeed)])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("ddp", marks=pytest.mark.soak_full),
+        pytest.param("fsdp", marks=pytest.mark.soak),
+        pytest.param("deepspeed_zero3", marks=[pytest.mark.soak_full, needs_deepspeed]),
+    ],
+)
 def test_processes_agree_that_a_trial_before_has_measured_the_base(sweep, tiny, teller, strategy, tmp_path):
     swept = sweep(*teller, f"strategy={strategy}", "method.r=4,8")
     assert swept.code == 0, swept.said

@@ -120,9 +120,14 @@ def test_a_signal_that_interrupts_no_trial_ends_the_sweep_too(here, tiny, capfd,
     assert json.loads((here / "sweep" / "sweep.json").read_text())["status"] == "interrupted"
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak_full),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.soak),
+    ],
+)
 def test_a_sweep_that_is_ended_ends_its_trials_and_goes_on(here, tiny, capfd, number, code):
     command = ["-m", *tiny, *TWO, "method.r=4,8,16", "trainer.max_steps=40", "trainer.val_check_interval=2"]
     sweep = subprocess.Popen([sys.executable, "-m", "tuneforge", *command], start_new_session=True)
@@ -197,7 +202,7 @@ def test_hydras_own_sweeper_can_use_it(here, tiny, capfd):
         assert f"method.r={rank}" in record["overrides"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak_full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["joblib", "submitit_local"])
 def test_launchers_of_hydra_take_several_trials_at_a_time(here, tiny, capfd, name):

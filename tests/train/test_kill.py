@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ STEPS = (
     "callbacks.spike_guard.at_least=2",
     "resume=auto",
 )
+SOAK = partial(pytest.param, marks=pytest.mark.soak)
+FULL = partial(pytest.param, marks=pytest.mark.soak_full)
 IN_PARTS = ("method=full", "optim=adamw", "callbacks.checkpoints.sharded=true")
 
 
@@ -140,9 +143,10 @@ def whole_runs() -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(n, marks=pytest.mark.soak_full if n else pytest.mark.soak) for n in range(4)]
+)
 def test_six_kills_at_random_moments_of_one_run(command, tmp_path, whole_runs, seed):
     """One before its first step, four among its steps: twenty land in all. A sixth about the export may come late."""
     options = (*STEPS, "trainer.max_steps=40", "trainer.val_check_interval=4")
@@ -171,15 +175,17 @@ def test_six_kills_at_random_moments_of_one_run(command, tmp_path, whole_runs, s
     assert weights(folder) == weights(reference)
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("strategy", "kills"),
     [
-        (["strategy=ddp"], [(4, "all"), (8, "parent"), (14, "saving")]),
-        (["strategy=fsdp"], [(8, "all")]),
-        (["strategy=fsdp", *IN_PARTS], [(4, "saving"), (8, "parent"), (12, "saving")]),
-        pytest.param(["strategy=deepspeed_zero3"], [(4, "saving"), (10, "all")], marks=needs_deepspeed),
+        SOAK(["strategy=ddp"], [(4, "all"), (8, "parent"), (14, "saving")]),
+        FULL(["strategy=fsdp"], [(8, "all")]),
+        SOAK(["strategy=fsdp", *IN_PARTS], [(4, "saving"), (8, "parent"), (12, "saving")]),
+        pytest.param(
+            *(["strategy=deepspeed_zero3"], [(4, "saving"), (10, "all")]),
+            marks=[pytest.mark.soak_full, needs_deepspeed],
+        ),
     ],
     ids=["ddp", "fsdp", "fsdp in parts", "deepspeed_zero3"],
 )

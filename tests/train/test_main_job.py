@@ -19,7 +19,7 @@ def test_the_main_job_learns_what_shuffled_answers_cannot_teach(command):
     assert [gate["name"] for gate in ran.record["gates"] if gate["passed"] is False] == []
 
 
-@pytest.mark.soak
+@pytest.mark.soak_full
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("options", [["method=qlora", "hardware=rtx4090"], ["method=full"]])
 def test_the_other_methods_learn_as_typed(command, options):

@@ -68,7 +68,7 @@ def test_a_replay_file_that_is_not_there_is_refused(refused):
     assert "no such file" in refused(*FEW, "data.replay.fraction=0.1", "data.replay.path=nowhere.jsonl")
 
 
-@pytest.mark.soak
+@pytest.mark.soak_full
 def test_compiled_layers_give_the_same_losses(command):
     options = (*FEW, "trainer.max_steps=3", "task_recipe.dropout=0")
     plain, compiled = command(*options), command(*options, "model.torch_compile=true")
