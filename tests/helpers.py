@@ -180,7 +180,7 @@ ROUNDING = 2e-5
 
 Routes differ in the order of their sums: a sum of n products is off by about sqrt(n) * 2**-24 of its size, here 1e-6
 with n <= 256, and about 20 such sums lie between an input and a logit or a gradient. An element that is itself small is
-off as much as the large ones that it was summed from, so a bound relative to each element suits one CPU's kernels alone.
+off as much as the large ones that it was summed from, so a bound in parts of each element suits one CPU alone.
 Measured over the matrix of methods under two sets of kernels: at most 1e-6. What is wrong differs by 1e-2 and more.
 """
 
