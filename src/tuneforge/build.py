@@ -167,6 +167,7 @@ def _rows(composed: Composed, rows: Source, tokenizer: PreTrainedTokenizerBase, 
     }  # fmt: skip
     train, held = _encode(composed, rows, tokenizer, options)
     _say_lost(train, max_length, config.data.overlong)
+    _say_lost(held, max_length, config.data.overlong, "eval ")
     check_labels(train.documents, tokenizer, config.data.train_on, turn_marks(tokenizer).end_ids)
     train_rows, eval_rows = (Rows(side.documents, max_length, config.data.packing) for side in (train, held))
     return train_rows, eval_rows
@@ -198,6 +199,7 @@ def _labelled_rows(
     }  # fmt: skip
     train, held = (encode_labelled(side, tokenizer, labels, **options) for side in (rows.train, rows.eval))
     _say_lost(train, max_length, config.data.overlong)
+    _say_lost(held, max_length, config.data.overlong, "eval ")
     say(
         f"{len(train.documents):,} texts of {len(labels.names)} classes; the commonest answer alone would be right for "
         f"{majority(rows.eval):.1%} of the eval texts"
@@ -286,12 +288,13 @@ def settle_length(wanted: int | str, positions: int | None, recipe: int) -> int:
     return wanted
 
 
-def _say_lost(encoded: Encoded, max_length: int, overlong: str) -> None:
+def _say_lost(encoded: Encoded, max_length: int, overlong: str, side: str = "") -> None:
     if encoded.truncated:
         done = "cut into rows" if overlong == "chunk" else "cut to that length"
-        say(f"{encoded.truncated} documents are longer than {max_length} tokens and were {done}")
+        say(f"{encoded.truncated} {side}documents are longer than {max_length} tokens and were {done}")
     if encoded.dropped:
-        warn(f"{encoded.dropped} documents were dropped: too long, or no supervised token within {max_length} tokens")
+        why = f"too long, or no supervised token within {max_length} tokens"
+        warn(f"{encoded.dropped} {side}documents were dropped: {why}")
 
 
 class Loaders(pl.LightningDataModule):

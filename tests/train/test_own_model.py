@@ -52,6 +52,25 @@ def test_an_eval_file_of_its_own(command, model_folders, tmp_path):
     assert ran.record["data"]["train_documents"] == 40
 
 
+def test_what_became_of_each_column_is_on_record(command, model_folders, tmp_path):
+    dolly = [
+        {"id": i, "instruction": f"say {i}", "context": "", "response": f"the fox {i}", "system_prompt": "be brief"}
+        for i in range(20)
+    ]
+    for row in dolly[:5]:
+        row["rationale"] = "because"
+    rows = write(tmp_path / "rows.jsonl", [*dolly, {"instruction": "say", "response": ""}])
+    ran = command(
+        *("model=hf", f"model.path={model_folders['llama']}", "data=file", f"data.path={rows}", "samples.num=0"),
+        *("data.columns.instruction=instruction", "data.on_bad=skip", "trainer.max_steps=1", "batch.effective=4"),
+    )
+    assert ran.code == 0, ran.err + ran.out
+    data = ran.record["data"]
+    assert (data["format"], data["skipped"]) == ("alpaca", 1)
+    assert (data["metadata_columns"], data["unread"]) == (["id"], {"rationale": 5})
+    assert "rationale" in ran.out
+
+
 def test_a_model_from_scratch(command, model_folders, tmp_path):
     rows = write(tmp_path / "rows.jsonl", [{"text": "the quick brown fox " * 9} for _ in range(30)] + [{"text": "dog"}])
     ran = command(

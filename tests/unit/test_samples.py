@@ -377,6 +377,14 @@ def test_turn_keys_that_are_not_read_are_named(tmp_path: Path, capsys: Any) -> N
     assert "turn keys 'mood' (in 1 of 2 rows, first r.jsonl:1), 'name' (in 1 of 2 rows, first r.jsonl:2)" in said
 
 
+def test_json_in_a_text_is_text(tmp_path: Path, capsys: Any) -> None:
+    asked = json.dumps([{"role": "user", "mood": "sad"}])
+    given = [{"instruction": f"{i}", "input": asked, "output": asked} for i in range(2)]
+    found = source(write(tmp_path / "r.jsonl", *given))
+    assert found.train[0].messages[1]["content"] == asked
+    assert "does not read" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("turns", "said"),
     [

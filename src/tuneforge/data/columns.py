@@ -29,6 +29,8 @@ GIVES = (
     "output", "response", "answer", "completion", "solution", "summary", "highlights", "target", "reply",
 )  # fmt: skip
 """Columns that hold what is answered."""
+TURNS = ("messages", "conversations", "prompt", "completion", "history")
+"""Columns that hold turns, or may."""
 CONTEXT = "context"
 """What Dolly calls Alpaca's `input`."""
 
@@ -193,6 +195,7 @@ def leftover(rows: Sequence[Row], reads: frozenset[str], columns: Columns) -> Le
         columns: the user's names.
     """
     read = {columns.get(name, name) for name in reads} - {None}
+    spoken = {columns.get(name, name) for name in TURNS}
     declared = [ours for ours, own in columns.items() if own is None]
     metadata: dict[str, None] = dict.fromkeys(declared)
     unread: dict[str, tuple[int, str]] = {}
@@ -200,7 +203,7 @@ def leftover(rows: Sequence[Row], reads: frozenset[str], columns: Columns) -> Le
     for row in rows:
         for name, value in row.fields.items():
             if name in read:
-                _count(_unread_keys(value), row.origin, keys)
+                _count(_unread_keys(value) if name in spoken else [], row.origin, keys)
             elif name not in metadata and not is_blank(value) and name not in FLAGS:
                 if _is_metadata(name, value):
                     metadata[name] = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tuneforge.console import say, warn
-from tuneforge.data.columns import Columns, Leftover, assign
+from tuneforge.data.columns import TURNS, Columns, Leftover, assign
 from tuneforge.data.formats import Example, convert, naming, recognise, unread
 from tuneforge.data.rows import Row
 from tuneforge.data.turns import FLAGS, flag, listed, oddities, turn_keys
@@ -120,7 +120,7 @@ def _ignored_flags(rows: Sequence[Row], names: Columns, key: str) -> Iterator[Pr
 
 
 def _turns(row: Row, names: Columns) -> Iterator[Any]:
-    for ours in ("messages", "conversations", "prompt", "completion", "history"):
+    for ours in TURNS:
         value = listed(row.fields.get(names.get(ours, ours) or ""))
         yield from value if isinstance(value, list | tuple) else ()
 
