@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -105,14 +107,32 @@ def read_config(path: str, key: str) -> PeftConfig:
             path=key,
             fix="use the method that made it",
         ) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError) as error:  # TypeError: a JSON file that holds no object
         raise TuneforgeError(
             "no-adapter",
             f"{path} holds no adapter that PEFT can read: {str(error).strip().splitlines()[0]}",
             path=key,
             fix="give the adapter/ folder of a run, or a hub id: it has an adapter_config.json",
         ) from error
+    _check_weights(Path(path), key)
     return config
+
+
+def _check_weights(folder: Path, key: str) -> None:
+    """A local adapter's safetensors file must be as long as its header says; PEFT finds that out after the base."""
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file():
+        return
+    try:
+        with safe_open(file, "pt") as opened:
+            opened.keys()
+    except SafetensorError as error:
+        raise TuneforgeError(
+            "damaged-file",
+            f"{file} cannot be read, or is cut off: {str(error).strip().splitlines()[0]}",
+            path=key,
+            fix="put it back from a copy, or take the adapter of another run",
+        ) from error
 
 
 def _check_vocabulary(path: str, base: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,13 +4,12 @@ What goes wrong while weights and tokenizers load is told in `tuneforge.models`,
 what can come up anywhere in a run.
 """
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from tuneforge.errors import LostError, TuneforgeError
+from tuneforge.errors import LostError, TuneforgeError, disk_error
 from tuneforge.schema import Config
 
 
@@ -19,15 +18,19 @@ def library_errors_explained(config: Config) -> Iterator[None]:
     """Raise a library's error as ours where its cause is known; let all others through."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except TuneforgeError:
+        raise
+    except Exception as error:
         explained = _explained(config, error)
         if explained is None:
             raise
         raise explained from error
 
 
-def _explained(config: Config, error: RuntimeError | OSError) -> TuneforgeError | None:
+def _explained(config: Config, error: Exception) -> TuneforgeError | None:
     text = str(error)
+    if not isinstance(error, RuntimeError | OSError):
+        return disk_error(error, config.output_root)
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
         return _out_of_memory(config, text)
     if "DataLoader worker" in text:
@@ -43,21 +46,7 @@ def _explained(config: Config, error: RuntimeError | OSError) -> TuneforgeError 
             f"another process of this run is gone: {_first_line(text)}",
             fix="mostly the host's memory ran out (see dmesg), or its machine went away; resume=auto goes on",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TuneforgeError(
-            "disk-full",
-            f"no space left on the device that holds {error.filename or config.output_root}",
-            path="output_root",
-            fix="free some space or set another output_root; the checkpoints already written are whole: resume=RUN",
-        )
-    if isinstance(error, PermissionError):
-        return TuneforgeError(
-            "not-writable",
-            f"{error.filename or config.output_root}: {error.strerror}",
-            path="output_root",
-            fix="choose a folder that you may write to",
-        )
-    return None
+    return disk_error(error, config.output_root)
 
 
 def _out_of_memory(config: Config, text: str) -> TuneforgeError:

@@ -1,7 +1,7 @@
 """A checked config into objects: tokenizer, rows of tokens, settled numbers, trainer."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from tuneforge import adapters, rules, shared
 from tuneforge.artifacts.checkpoint_io import AtomicCheckpointIO
-from tuneforge.artifacts.folder import RunFolder
+from tuneforge.artifacts.folder import RunFolder, make_folder
 from tuneforge.artifacts.loggers import MetricsFile
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.last_evaluation import LastEvaluation
@@ -47,6 +47,7 @@ from tuneforge.models import (
     max_positions,
 )
 from tuneforge.plan.shape import ModelShape, Trainable
+from tuneforge.rules.loggers import FOLDERS
 from tuneforge.schema import Config
 from tuneforge.settle import Costs, batch_warnings, fits_whole, settle
 from tuneforge.strategies import fsdp_tp
@@ -341,14 +342,15 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
     """Lightning's trainer for this process; nothing in it prints, saves or samples by Lightning's own defaults."""
     config, settled = context.config, context.settled
     callbacks: list[Callback] = [StartChecks(), SampleAnswers(), LastEvaluation()]
-    callbacks += [make(node) for node in context.tree["callbacks"].values()]
+    callbacks += [make(_below(node, context.folder.root)) for node in context.tree["callbacks"].values()]
     if context.trial is not None and context.trial.objective:
         callbacks.append(TrialReports(context.trial, settled.eval_every))
     # Last: what it saves holds the state of the others after this step, not in the middle of it.
     callbacks.append(StopSignals())
     loggers = [MetricsFile(context.folder.metrics, keep_to_step)]
     if is_main_process():
-        loggers += [make(node, context.folder.root) for node in context.tree["logger"].values()]
+        root = context.folder.root
+        loggers += [make(_below(node, root), root) for node in context.tree["logger"].values()]
     return pl.Trainer(
         default_root_dir=context.folder.root,
         accelerator="gpu" if context.machine.kind == "cuda" else context.machine.kind,
@@ -374,6 +376,15 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
         callbacks=callbacks,
         plugins=_plugins(callbacks, context.machine),
     )
+
+
+def _below(node: Mapping[str, Any], root: Path) -> Mapping[str, Any]:
+    """A node whose folders are taken from the run folder (rules.loggers), where no link leads out of it."""
+    library = str(node.get("_target_")).startswith("lightning.")
+    folders = {k: root / v for k, v in node.items() if library and k in FOLDERS and isinstance(v, str)}
+    for folder in folders.values():
+        make_folder(folder)
+    return {**node, **{key: str(folder) for key, folder in folders.items()}}
 
 
 def _plugins(callbacks: Sequence[Callback], machine: Machine) -> list[Any]:

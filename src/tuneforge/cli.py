@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from tuneforge import __version__
 from tuneforge.commands.request import Request
+from tuneforge.console import unbroken_output
 from tuneforge.errors import (
     EXIT_BUG,
     EXIT_OK,
@@ -20,9 +21,11 @@ from tuneforge.errors import (
     JSON_ERRORS,
     TuneforgeError,
     did_you_mean,
+    disk_error,
     near,
     print_problems,
 )
+from tuneforge.shell import home_quoted, local_path
 from tuneforge.world import find_world, is_main_process
 
 
@@ -85,7 +88,7 @@ class _Parser(argparse.ArgumentParser):
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    with _json_errors("--json-errors" in argv):
+    with unbroken_output(), _json_errors("--json-errors" in argv):
         try:
             return _run([a for a in argv if a != "--json-errors"])
         except TuneforgeError as error:
@@ -98,11 +101,12 @@ def run(argv: Sequence[str]) -> int:
             if is_main_process():
                 print("interrupted", file=sys.stderr)  # noqa: T201
             return EXIT_SIGINT
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_OK
-        except Exception:  # our fault, or a library's: shown whole
-            traceback.print_exc()
+        except Exception as error:
+            full = disk_error(error)
+            if full is not None:
+                print_problems(full.problems)
+                return full.exit_code
+            traceback.print_exc()  # our fault, or a library's: shown whole
             return EXIT_BUG
 
 
@@ -124,19 +128,19 @@ def _parser() -> _Parser:
     parser = _Parser(prog="tuneforge", add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
-    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
+    parser.add_argument("--config-dir", "-cd", type=local_path, action="append", default=[])
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     # Hydra's flag; what it asks for is what ours does anyway: the printed config is always resolved.
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")
     parser.add_argument("--multirun", "-m", action="store_true")
-    parser.add_argument("--from", type=Path, dest="base", metavar="RUN")
+    parser.add_argument("--from", type=local_path, dest="base", metavar="RUN")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--why", metavar="KEY")
-    parser.add_argument("--diff", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--diff", type=local_path, nargs="+", metavar="RUN")
     parser.add_argument("--rules", action="store_true")
     parser.add_argument("--kind", default="method")
-    parser.add_argument("--out", type=Path, metavar="FILE")
+    parser.add_argument("--out", type=local_path, metavar="FILE")
     return parser
 
 
@@ -174,8 +178,10 @@ def _request(flags: argparse.Namespace, rest: list[str]) -> Request:
         raise TuneforgeError(
             "unknown-flag", f"there is no flag {unknown[0]}", fix=did_you_mean(unknown[0].partition("=")[0], known)
         )
-    words = [a for a in rest if "=" not in a and not a.startswith("~")]
-    overrides = [a for a in rest if a not in words]
+    # `~/x` is a path; `~key` deletes a key.
+    words = [a for a in rest if "=" not in a and (not a.startswith("~") or a == "~" or a.startswith("~/"))]
+    overrides = [home_quoted(a) for a in rest if a not in words]
+    words = [str(local_path(w)) for w in words]
     verb = "train"
     if words and words[0] in VERBS:
         verb = words.pop(0)

@@ -35,6 +35,7 @@ from tuneforge.provenance import Origin, add_defaults, origin_of, trace
 from tuneforge.schema import Config
 from tuneforge.schema.check import ROOT, check
 from tuneforge.schema.signature import NodeType, members, read_signature
+from tuneforge.shell import local_path
 from tuneforge.trial import Trial
 
 T = TypeVar("T")
@@ -92,7 +93,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     with open_dict(tree):
         _show_defaults(tree, ROOT.target)
     hydra = tree.hydra
-    run_dir = Path(hydra.run.dir)
+    run_dir = named_folder(hydra.run.dir, "hydra.run.dir")
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
     resolved = _resolve(tree, "", problems, origins)
     del resolved["hydra"]
@@ -107,6 +108,18 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
         config_dirs=tuple(config_dirs),
         plugins=used,
     )
+
+
+def named_folder(value: object, path: str) -> Path:
+    """A folder of Hydra's node, which no schema of ours checks.
+
+    Raises:
+        TuneforgeError: it is no text, or empty.
+    """
+    if not isinstance(value, str) or not value.strip():
+        message = f"is {'empty' if value == '' else repr(value)}, and names no folder"
+        raise TuneforgeError("wrong-value", message, path=path, fix=f"name a folder: {path}=DIR")
+    return local_path(value)
 
 
 def used_plugins(choices: Mapping[str, str], tree: Mapping[str, Any]) -> tuple[Plugin, ...]:

@@ -1,9 +1,14 @@
 """The console: a few plain lines, from the first process only, above whatever progress bar is drawn."""
 
+import errno
+import io
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 
@@ -23,6 +28,60 @@ _CHATTY = (
     "bitsandbytes.backends.cpu.ops",
     "lightning.fabric.utilities.distributed",
 )
+
+
+class _Unbroken:
+    """A stream whose reader may go away: what is written from then on is dropped, and the program continues."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop it where that is impossible."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """Write each."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flush, or drop what was not written."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _lose(self, error: OSError) -> None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # a log on a full disk may have room again
+        null = os.open(os.devnull, os.O_WRONLY)
+        # The descriptor too: children write to it, and Python flushes it when it ends.
+        with suppress(io.UnsupportedOperation, AttributeError):
+            os.dup2(null, self._stream.fileno())
+        os.close(null)
+
+
+@contextmanager
+def unbroken_output() -> Iterator[None]:
+    """Within, a closed stdout or stderr (`| head`, a terminal that is gone) ends nothing."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nothing:
+        ours = [cast(TextIO, _Unbroken(stream or nothing)) for stream in before]  # None: closed when Python started
+        sys.stdout, sys.stderr = ours
+        try:
+            yield
+        finally:
+            for stream in ours:
+                stream.flush()
+            sys.stdout, sys.stderr = before
 
 
 def say(line: str) -> None:

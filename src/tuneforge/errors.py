@@ -1,6 +1,7 @@
 """How a problem that the user can fix is described and printed: no traceback, one to a few lines each."""
 
 import difflib
+import errno
 import json
 import os
 import signal
@@ -71,6 +72,32 @@ class LostError(TuneforgeError):
     """Another process of the run is gone: exit code 1, as of the fault that ended it."""
 
     exit_code = EXIT_BUG
+
+
+FULL = ("no space left on device", "disk quota exceeded", "database or disk is full", "os error 28")
+"""What libraries write that keep no error number: safetensors, tokenizers, sqlite."""
+
+
+def disk_error(error: BaseException, where: str = "output_root") -> TuneforgeError | None:
+    """A full disk or a missing permission as an error of ours; None for anything else.
+
+    Args:
+        error: whatever was raised.
+        where: what was being written, where the error does not say it.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    place = getattr(error, "filename", None) or where
+    if number in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error).lower() for text in FULL):
+        return TuneforgeError(
+            "disk-full",
+            f"no space left on the device that holds {place}",
+            path="output_root",
+            fix="free some space or set another output_root; the checkpoints already written are whole: resume=RUN",
+        )
+    if isinstance(error, PermissionError):
+        message = f"{place}: {error.strerror}"
+        return TuneforgeError("not-writable", message, path="output_root", fix="choose a folder that you may write to")
+    return None
 
 
 def near(name: str, known: Iterable[str], limit: int = 3) -> list[str]:

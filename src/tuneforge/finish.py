@@ -1,6 +1,5 @@
 """The ends of a run: measuring before and after, restoring the best weights, exporting them."""
 
-import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from tuneforge import adapters, shared
+from tuneforge.artifacts import owned
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.samples import SampleAnswers
 from tuneforge.callbacks.signals import StopSignals
@@ -133,21 +133,23 @@ def export(context: Context, trainer: pl.Trainer, module: Any) -> None:
 def _write(context: Context, module: Any) -> None:
     is_adapter = not context.method.trains_base
     folder = context.folder.result(is_adapter)
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = owned.make_temporary(folder)
     if not is_adapter:
         for parameter in module.model.parameters():
             parameter.data = parameter.data.to(getattr(torch, context.settled.base_dtype))
-    context.method.save(module.model, temporary)
-    context.tokenizer.save_pretrained(temporary)
-    if isinstance(context.train_rows, LabelledRows):
-        # Beside an adapter too: labels, padding and loss, without which its head cannot be read.
-        adapters.base_model(module.model).config.save_pretrained(temporary)
-    else:
-        # As a file: `save_pretrained` refuses some published configs once they are changed.
-        context.generation.to_json_file(temporary / GENERATION_CONFIG_NAME, use_diff=True)
-    if folder.exists():
-        shutil.rmtree(folder)  # left by this run before it was interrupted between here and its end
-    temporary.replace(folder)
+    try:
+        context.method.save(module.model, temporary)
+        context.tokenizer.save_pretrained(temporary)
+        if isinstance(context.train_rows, LabelledRows):
+            # Beside an adapter too: labels, padding and loss, without which its head cannot be read.
+            adapters.base_model(module.model).config.save_pretrained(temporary)
+        else:
+            # As a file: `save_pretrained` refuses some published configs once they are changed.
+            context.generation.to_json_file(temporary / GENERATION_CONFIG_NAME, use_diff=True)
+        owned.put(temporary, folder)
+    except BaseException:
+        owned.remove_temporary(temporary)  # a full disk needs the room
+        raise
 
 
 def _callback(trainer: pl.Trainer, kind: type[Any]) -> Any:

@@ -3,6 +3,7 @@
 After L. Smith (arXiv 1506.01186): where the loss falls fastest, the rate is high enough and not yet too high.
 """
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 
 from tuneforge.artifacts.curves import range_chart
-from tuneforge.artifacts.folder import write_json, write_text
+from tuneforge.artifacts.folder import write_bytes, write_json, write_text
 from tuneforge.artifacts.report import template
 from tuneforge.build import Loaders, build_trainer, prepare
 from tuneforge.compose import Composed
@@ -169,6 +170,7 @@ def draw(found: Found, path: Path) -> bool:
     axes.set_ylim(0.95 * min(found.smoothed), 1.1 * max(found.smoothed[0], *found.smoothed[:3]))
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    write_bytes(path, drawn.getvalue())
     return True

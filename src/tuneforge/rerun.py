@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tuneforge.artifacts.folder import read_json
+from tuneforge.artifacts.kept import read_config, read_provenance, read_record
 from tuneforge.compose import Composed, compose, judge, used_plugins
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.interpolation import leaves, lookup
 from tuneforge.provenance import Origin
+from tuneforge.shell import key_of, setting
 from tuneforge.versions import versions
 
 PLACES = ("output_root", "resume")
@@ -60,13 +59,8 @@ def read_run(root: Path) -> Kept:
     if missing:
         what = "there is no such folder" if not root.is_dir() else f"the folder has no {', '.join(missing)}"
         raise TuneforgeError("not-a-run", f"{root}: {what}, so it is not a run", fix="give a folder under output_root")
-    try:
-        tree = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
-        origins = {k: Origin.of_dict(o) for k, o in read_json(root / "provenance.json").items()}
-        return Kept(root, tree, origins, read_json(root / "run.json"))
-    except (yaml.YAMLError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise TuneforgeError("not-a-run", f"{root}: its files are damaged: {first}", fix="give another run") from error
+    record, tree = read_record(root), read_config(root)
+    return Kept(root, tree, {k: Origin.of_dict(o) for k, o in read_provenance(root).items()}, record)
 
 
 def compose_from(root: Path, overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Composed:
@@ -115,7 +109,7 @@ def _repeated(kept: Kept, places: list[str], dirs: tuple[Path, ...]) -> Composed
                 for p in masked
             ]
         )
-    outside = compose([f"output_root={_quoted(kept.tree['output_root'])}", *places])
+    outside = compose([setting("output_root", kept.tree["output_root"]), *places])
     tree, origins = dict(kept.tree), dict(kept.origins)
     for key in PLACES:
         typed = outside.origins[key].typed and any(o.lstrip("+").startswith(f"{key}=") for o in places)
@@ -136,16 +130,16 @@ def _repeated(kept: Kept, places: list[str], dirs: tuple[Path, ...]) -> Composed
 
 def _recomposed(kept: Kept, changes: list[str], places: list[str], dirs: tuple[Path, ...]) -> Composed:
     """What was typed then, less what is typed anew, and the choices of then where the defaults have changed since."""
-    new = {_key(o) for o in changes}
-    typed = [o for o in kept.record["overrides"] if not _is_place(o) and _key(o) not in new]
+    new = {key_of(o) for o in changes}
+    typed = [o for o in kept.record["overrides"] if not _is_place(o) and key_of(o) not in new]
     secret = [o for o in typed if MASK in o]
     if secret:
         raise TuneforgeError.of(
-            [Problem("masked-value", f"was a secret and is not kept in {kept.root}", _key(o)) for o in secret]
+            [Problem("masked-value", f"was a secret and is not kept in {kept.root}", key_of(o)) for o in secret]
         )
     before = compose([o for o in kept.record["overrides"] if not _is_place(o)], dirs)
     moved = {g: o for g, o in kept.record["choices"].items() if before.choices.get(g) != o and g not in new}
-    root = f"output_root={_quoted(kept.tree['output_root'])}"
+    root = setting("output_root", kept.tree["output_root"])
     return compose([root, *(f"{g}={o}" for g, o in moved.items()), *typed, *changes, *places], dirs)
 
 
@@ -167,17 +161,8 @@ def _notes(kept: Kept, composed: Composed) -> list[str]:
 
 
 def _is_place(override: str) -> bool:
-    key = _key(override)
+    key = key_of(override)
     return key in PLACES or key == "hydra" or key.startswith(("hydra.", "hydra/"))
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~").partition("@")[0]
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def value_at(tree: Mapping[str, Any], path: str) -> Any:

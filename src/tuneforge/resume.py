@@ -1,23 +1,26 @@
 """Which folder a run writes to, and which checkpoint it goes on from."""
 
+import errno
 import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneforge.artifacts import whole
-from tuneforge.artifacts.claim import Claim, HeldError
-from tuneforge.artifacts.folder import STOPPED, RunFolder
+from tuneforge.artifacts import owned, whole
+from tuneforge.artifacts.claim import Claim, ForeignError, HeldError
+from tuneforge.artifacts.folder import STOPPED, RunFolder, is_marked
+from tuneforge.artifacts.kept import read_config, read_record
 from tuneforge.compose import Composed
 from tuneforge.console import say, warn
 from tuneforge.data.source import Source
-from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.errors import Problem, TuneforgeError, disk_error
 from tuneforge.interpolation import leaves, lookup
+from tuneforge.shell import local_path, typed
 from tuneforge.world import restarts
 
 # What may differ between a run and its resumption: where it looks, what it prints, how long it goes on, and how a step
@@ -42,6 +45,12 @@ MAY_CHANGE = (
 
 # What conf/config.yaml names a run folder after: the second it was composed in.
 _SECOND = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d")
+
+RECORD_KEYS = {"identity", "status", "data"}
+"""Keys by which a run.json is taken for one, in a folder without a marker."""
+
+RESULTS = ("adapter", "model")
+"""Folders of a run's result."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +106,13 @@ def _newest(composed: Composed, rows: Source) -> Place:
 
 
 def _named(composed: Composed, rows: Source, wanted: str) -> Place:
-    path = Path(wanted).expanduser()
+    path = local_path(wanted)
     if (path / whole.MANIFEST).is_file() or (path.is_dir() and path.parent.name == "checkpoints"):
         return _held(composed, rows, path.parent.parent, path)
     if (path / "run.json").is_file():
         return _held(composed, rows, path)
+    if is_marked(path):
+        return _in(path)
     raise TuneforgeError(
         "nothing-to-resume",
         f"{wanted} is neither a run folder (with run.json) nor a checkpoint (step-... with {whole.MANIFEST})",
@@ -123,6 +134,8 @@ def unfinished(composed: Composed) -> list[Path]:
     fitting = []
     for record in {r.resolve() for r in records if r.is_file()}:
         facts = _facts(record)
+        if not facts and is_marked(record.parent):
+            warn(Problem("damaged-file", f"{record} cannot be read, and its run is passed over", "resume"))
         # A trial belongs to its sweep, which goes on with it by its folder.
         if facts.get("identity") == wanted and facts.get("status") != "done" and not facts.get("trial"):
             fitting.append((str(facts.get("started")), record.parent))
@@ -138,26 +151,44 @@ def fresh(composed: Composed) -> Place:
     root = composed.run_dir
     by_second = _SECOND.fullmatch("/".join(root.parts[-2:])) is not None
     with _disk_errors_told():
+        if not by_second:
+            return _in(root)
         for number in itertools.count(1):
-            folder = root if number == 1 else root.with_name(f"{root.name}-{number}")
-            try:
-                claim = Claim(folder, new=by_second)
-            except FileExistsError:
-                if by_second:
-                    continue
-                raise
-            except HeldError as held:
-                raise _in_use(held) from held
-            break
-    if (root / "run.json").exists() and not by_second:
+            with suppress(FileExistsError):
+                return _in(root if number == 1 else root.with_name(f"{root.name}-{number}"), new=True)
+    raise AssertionError("numbers do not end")
+
+
+def _in(root: Path, *, new: bool = False) -> Place:
+    """A run that starts in this folder: a new or empty one, or one that a run was ended in before it had a record."""
+    record = root / "run.json"
+    try:
+        claim = Claim(root, new=new, known=_facts(record).keys() >= RECORD_KEYS)
+    except HeldError as held:
+        raise _in_use(held) from held
+    except ForeignError as error:
+        raise _foreign(error) from error
+    if record.exists():
         claim.release()
         raise TuneforgeError(
             "folder-in-use",
             f"{root} already holds a run, and nothing is overwritten",
             path="hydra.run.dir",
-            fix=f"choose another folder, or go on with it: resume={root}",
+            fix=f"choose another folder, or go on with it: {typed('resume', root)}",
         )
-    return Place(RunFolder(folder), claim=claim)
+    if claim.was_marked:
+        say(f"{root} is of a run that was ended before it had begun: it starts there afresh")
+        owned.tidy(root, RESULTS)
+    return Place(RunFolder(root), claim=claim)
+
+
+def _foreign(error: ForeignError) -> TuneforgeError:
+    return TuneforgeError(
+        "folder-not-a-run",
+        f"{error}, and a run writes only into a folder that it made, that is empty or that is a run",
+        path="hydra.run.dir",
+        fix="name a folder that does not exist yet",
+    )
 
 
 def check_spread(composed: Composed, place: Place, settled: Mapping[str, Any]) -> None:
@@ -173,7 +204,7 @@ def check_spread(composed: Composed, place: Place, settled: Mapping[str, Any]) -
     """
     if place.checkpoint is None:
         return
-    facts, root = _record(place.folder.record), place.folder.root
+    facts, root = read_record(place.folder.root), place.folder.root
     then, now = _rows_per_step(facts["settled"]), _rows_per_step(settled)
     before, after = _spread(facts["choices"], facts["settled"]), _spread(composed.choices, settled)
     if then != now:
@@ -214,7 +245,7 @@ def check_tokens(composed: Composed, place: Place, now: Mapping[str, str]) -> No
 
 def _other_tokens(root: Path, now: Mapping[str, str]) -> dict[str, str]:
     """Config key -> what made the tokens of the run in `root` and is different now."""
-    before = _record(root / "run.json")["data"].get("tokenised_by", {})
+    before = read_record(root)["data"].get("tokenised_by", {})
     what = {"model.chat_template": "chat template", "model.path": "tokenizer"}
     return {
         key: f"the {what[key]} is not that of {root}: sha256 {before[key][:16]} then, {digest[:16]} now"
@@ -242,7 +273,13 @@ def _held(composed: Composed, rows: Source, root: Path, checkpoint: Path | None 
 
 
 def _continue(composed: Composed, rows: Source, root: Path, checkpoint: Path | None = None) -> Place:
-    claim = Claim(root)
+    # Nothing is written into a folder before it is known to hold a run.
+    read_record(root)
+    read_config(root)
+    try:
+        claim = Claim(root, known=True)
+    except ForeignError as error:
+        raise _foreign(error) from error
     try:
         return _go_on(composed, rows, claim, checkpoint)
     except BaseException:
@@ -252,12 +289,13 @@ def _continue(composed: Composed, rows: Source, root: Path, checkpoint: Path | N
 
 def _go_on(composed: Composed, rows: Source, claim: Claim, checkpoint: Path | None) -> Place:
     root = claim.root
-    facts = _record(root / "run.json")
+    facts = read_record(root)
     if facts["identity"] != identity(composed.tree):
         raise _config_changed(composed, root)
     _refuse_other_rows(composed, root, facts["data"], rows)
     _refuse_the_same_end(composed, root, facts)
     whole.tidy(root / "checkpoints")
+    owned.tidy(root, RESULTS)
     if checkpoint is not None:
         whole.require(checkpoint)
     elif facts["status"] == "done" and _max_steps(root) == composed.config.trainer.max_steps:
@@ -274,20 +312,6 @@ def _go_on(composed: Composed, rows: Source, claim: Claim, checkpoint: Path | No
     return Place(RunFolder(root), checkpoint, claim=claim)
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """A run.json that must be one.
-
-    Raises:
-        TuneforgeError: it is not.
-    """
-    facts = _facts(path)
-    if not {"identity", "status", "data"} <= facts.keys():
-        raise TuneforgeError(
-            "not-a-record", f"{path} is no record of a run", path="resume", fix="name another run, or start a new one"
-        )
-    return facts
-
-
 def _facts(path: Path) -> dict[str, Any]:
     """What a run.json says; nothing where there is none, or another program's."""
     try:
@@ -302,7 +326,8 @@ def _disk_errors_told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TuneforgeError(
+        full = disk_error(error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+        raise full or TuneforgeError(
             "folder-not-usable",
             f"{error.filename or 'a run folder'}: {error.strerror or error}",
             path="output_root",
@@ -316,19 +341,12 @@ def _in_use(held: HeldError) -> TuneforgeError:
     )
 
 
-def _config_of(root: Path) -> dict[str, Any]:
-    import yaml
-
-    tree: dict[str, Any] = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
-    return tree
-
-
 def _max_steps(root: Path) -> Any:
-    return lookup(_config_of(root), "trainer.max_steps")
+    return lookup(read_config(root), "trainer.max_steps")
 
 
 def _config_changed(composed: Composed, root: Path) -> TuneforgeError:
-    before, now = leaves(_config_of(root)), leaves(composed.tree)
+    before, now = leaves(read_config(root)), leaves(composed.tree)
     keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not _may_change(k)]
     return TuneforgeError(
         "config-changed",
@@ -357,7 +375,7 @@ def _refuse_the_same_end(composed: Composed, root: Path, facts: Mapping[str, Any
     """What a guard has stopped it would stop again: with the same rows and steps, the same options see the same."""
     if facts["status"] != "refused":
         return
-    before, now = _config_of(root)["callbacks"], composed.tree["callbacks"]
+    before, now = read_config(root)["callbacks"], composed.tree["callbacks"]
     stopped = {
         name: f"stopped it at step {event['step']}: {event['message']}"
         for name, guard in facts.get("guards", {}).items()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tuneforge.artifacts.folder import read_json, write_json
+from tuneforge.artifacts.folder import read_json, require_no_link, write_json
 from tuneforge.data.encode import Document, Encoded
 from tuneforge.versions import versions
 
@@ -64,8 +64,8 @@ def _read_encoded(file: Path) -> Encoded | None:
 
 
 def _write_encoded(file: Path, found: Encoded) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = _own(file)
+    require_no_link(temporary)
     np.savez(
         temporary,
         input_ids=np.concatenate([d.input_ids for d in found.documents]).astype(np.int32),
@@ -97,6 +97,4 @@ class Facts:
 
     def write(self, facts: Mapping[str, Any]) -> None:
         """For the trials that follow."""
-        temporary = _own(self.file)
-        write_json(temporary, facts)
-        temporary.replace(self.file)
+        write_json(self.file, facts)

@@ -7,7 +7,7 @@ from tuneforge.compat import import_bitsandbytes
 from tuneforge.compose import Composed
 from tuneforge.console import quiet_libraries, say, warn
 from tuneforge.data import source
-from tuneforge.errors import EXIT_BUG, EXIT_OK, Problem, TuneforgeError
+from tuneforge.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, Problem, TuneforgeError
 
 if TYPE_CHECKING:
     from tuneforge.artifacts.record import Record
@@ -56,9 +56,9 @@ def _compare_data(composed: Composed, rows: "Source") -> None:
     """Say when a run is started from another and its rows are no longer those."""
     if composed.base is None:
         return
-    from tuneforge.artifacts.folder import read_json
+    from tuneforge.artifacts.kept import read_record
 
-    if read_json(composed.base / "run.json")["data"]["sha256"] != rows.digest:
+    if read_record(composed.base)["data"]["sha256"] != rows.digest:
         problem = Problem("other-rows", f"the rows are not those of {composed.base}", "data", fix="give the same file")
         warn(problem)
 
@@ -94,7 +94,10 @@ def train(composed: Composed, rows: "Source", place: "Place") -> int:
     except TuneforgeError as error:
         record.failed(error.exit_code)
         raise
-    except Exception:
+    except KeyboardInterrupt:
+        record.failed(EXIT_SIGINT)
+        raise
+    except BaseException:  # SystemExit of a library too: no record stays at "running"
         record.failed(EXIT_BUG)
         raise
 

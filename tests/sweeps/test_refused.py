@@ -110,7 +110,7 @@ def test_there_are_that_many_ways():
 def test_another_sweep_in_the_folder_is_refused(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    kept = {k: [] for k in ("objectives", "directions", "fixed", "trial", "config_dirs")}
+    kept = {"objectives": ["eval/loss"], "directions": ["minimize"], "fixed": [], "trial": [], "config_dirs": []}
     kept |= {"identity": "another", "study": "s", "storage": "", "status": "done", "pid": 1, "written": "then"}
     (tmp_path / "there" / "sweep.json").write_text(json.dumps(kept))
     said = refused("-m", "optim.lr=1e-4,1e-3", "hydra.sweep.dir=there")

@@ -11,7 +11,7 @@ import torch
 from tuneforge.artifacts import parts, whole
 from tuneforge.artifacts.background import Background
 from tuneforge.artifacts.checkpoint_io import STATE, AtomicCheckpointIO, load
-from tuneforge.artifacts.folder import read_json, read_metrics, write_text
+from tuneforge.artifacts.folder import mark, read_json, read_metrics, write_text
 from tuneforge.artifacts.parts import Part
 from tuneforge.errors import TuneforgeError
 
@@ -127,6 +127,7 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path, finished):
     shutil.copytree(good, tmp_path / ".step-00000002.old")
     if not finished:
         (left / whole.MANIFEST).unlink()
+        mark(left, "temporary")  # which it has until it is finished
     whole.tidy(tmp_path)
     assert [p.name for p in whole.found(tmp_path)] == ["step-00000001", *["step-00000002"] * finished]
     assert not list(tmp_path.glob(".*"))

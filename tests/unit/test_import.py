@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -335,8 +336,9 @@ def test_any_text_survives_command_and_experiment(write, tmp_path, text):
     translation.values["model.path"] = text
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "e.yaml").write_text(experiment(translation))
-    assert compose(shlex.split(command_line(translation))[3:]).tree["model"]["path"] == text
-    assert compose(["+experiment=e"], [tmp_path]).tree["model"]["path"] == text
+    wanted = os.path.expanduser(text)
+    assert compose(shlex.split(command_line(translation))[3:]).tree["model"]["path"] == wanted
+    assert compose(["+experiment=e"], [tmp_path]).tree["model"]["path"] == wanted
 
 
 ODD = (

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tuneforge.artifacts.folder import MARK, in_the_way, is_marked, mark
 from tuneforge.console import warn
 
 NAME = ".lock"
@@ -22,29 +23,63 @@ class HeldError(Exception):
         super().__init__(f"{root} is being written by {holder}")
 
 
-class Claim:
-    """A held run folder, made where it is not there. Released, it is gone again if nothing was written.
+class ForeignError(Exception):
+    """What is at the place is not a run's or sweep's, and nothing is written there."""
 
+    def __init__(self, root: Path, what: str) -> None:
+        super().__init__(f"{root} {what}")
+
+
+class Claim:
+    """A held folder of a run or sweep, made where it is not there. Released, it is gone again if nothing was written.
+
+    Its marker is written before anything else. A folder that holds files and no marker is left alone.
     A child that inherits `descriptor` holds it too, so that the folder stays claimed while one of them lives.
     """
 
-    def __init__(self, root: Path, *, new: bool = False) -> None:
-        """Hold `root`; `new`: it must not be there yet.
+    def __init__(self, root: Path, *, kind: str = "run", new: bool = False, known: bool = False) -> None:
+        """Hold `root`.
+
+        Args:
+            root: the folder.
+            kind: what the marker calls it.
+            new: it must not be there yet.
+            known: the caller has read in it that it is such a folder, written before there were markers.
 
         Raises:
             HeldError: another process does.
+            ForeignError: it is no folder, or holds files that no run wrote.
+            TuneforgeError: a link in it leads out of it.
             FileExistsError: it is there, and `new` is set.
         """
         self.root = root
-        self._made = [p for p in (root, *root.parents) if not p.exists()]
+        self._made = [p for p in (root, *root.parents) if not p.exists() and not p.is_symlink()]
         root.parent.mkdir(parents=True, exist_ok=True)
-        root.mkdir(exist_ok=not new)
-        self.descriptor = _locked(root)
+        try:
+            root.mkdir()
+        except FileExistsError:
+            if new:
+                raise
+            _refuse_foreign(root, known)
+        self.was_marked = is_marked(root)
+        """Another claim was here, and is over."""
+        try:
+            mark(root, kind)
+            self.descriptor = _locked(root)
+            mark(root, kind)  # the holder before may have taken it away when it left an empty folder
+        except OSError:
+            self._remove_made()
+            raise
 
     def release(self) -> None:
         """Let others have it."""
+        if not self.was_marked and {p.name for p in self.root.iterdir()} <= {MARK, NAME}:
+            (self.root / MARK).unlink(missing_ok=True)
         (self.root / NAME).unlink(missing_ok=True)
         os.close(self.descriptor)
+        self._remove_made()
+
+    def _remove_made(self) -> None:
         for folder in self._made:
             with suppress(OSError):  # not empty: something was written
                 folder.rmdir()
@@ -58,10 +93,52 @@ class Claim:
         self.release()
 
 
+def is_held(root: Path) -> bool | None:
+    """Whether a process holds the folder; None where that cannot be known. Nothing is written."""
+    try:
+        descriptor = os.open(root / NAME, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        return False if error.errno in (errno.ENOENT, errno.ENOTDIR) else None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def status_of(root: Path, status: str) -> str:
+    """The status that a folder's record has; a run that seems to run and whose process is gone was interrupted."""
+    gone = status == "running" and is_held(root) is False
+    return "interrupted (its process is gone)" if gone else status
+
+
+def _refuse_foreign(root: Path, known: bool) -> None:
+    """Nothing, where the folder is empty, has a marker, or is `known`, and no link leads out of it."""
+    if root.is_symlink():
+        raise ForeignError(root, f"is a link to {os.readlink(root)}")
+    if not root.is_dir():
+        raise ForeignError(root, "is a file")
+    if not known and not is_marked(root):
+        found = sorted(p.name for p in root.iterdir())
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise ForeignError(root, f"holds files that no run wrote: {', '.join(found[:5])}{more}")
+    home = Path(os.path.realpath(root))
+    for at, folders, files in os.walk(root):
+        for path in (Path(at) / name for name in (*folders, *files)):
+            # wandb keeps links to its newest files; those stay in the folder.
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+                raise in_the_way(path)
+
+
 def _locked(root: Path) -> int:
     path = root / NAME
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

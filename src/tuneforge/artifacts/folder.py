@@ -1,15 +1,25 @@
-"""The run folder, and writing into it so that a reader never sees half a file."""
+"""The run folder, and writing into it: never half a file, never through a link, never beside the folder."""
 
 import json
 import os
-from contextlib import suppress
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tuneforge.errors import EXIT_OF
+from tuneforge.artifacts.kept import NUMBER, read_lines
+from tuneforge.errors import EXIT_OF, TuneforgeError
 
 STOPPED = "stopped the run"
 """What run.json says a guard did at a finding that ended the run."""
+
+MARK = ".tuneforge.json"
+"""The first file in each folder that a run or sweep makes; nothing else is taken for such a folder."""
+
+RESERVE = ".reserve"
+RESERVED = 2**20
+"""Bytes: more than run.json has, samples included."""
 
 
 class RunFolder:
@@ -43,15 +53,155 @@ class RunFolder:
         return self.root / ("adapter" if is_adapter else "model")
 
 
+def is_marked(folder: Path) -> bool:
+    """Whether a run or sweep made this folder."""
+    return (folder / MARK).is_file() and not (folder / MARK).is_symlink()
+
+
+def mark(folder: Path, kind: str) -> bool:
+    """Write the marker, with a new id; False where there is one."""
+    text = json.dumps({"made_by": "tuneforge", "kind": kind, "id": secrets.token_hex(8)}) + "\n"
+    try:
+        descriptor = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        _write_all(descriptor, text.encode())
+    except OSError:
+        (folder / MARK).unlink()
+        raise
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write atomically: a temporary file in the same folder, synced, then renamed over the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    """Write a text as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write atomically: a new temporary file in the same folder, synced, then renamed over the old one.
+
+    Raises:
+        TuneforgeError: the path, or a folder between the run folder and it, is a link.
+    """
+    temporary = f".{path.name}.{secrets.token_hex(4)}.tmp"
+    with _holding(path) as folder:
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            _write_all(os.open(temporary, flags, 0o644, dir_fd=folder), content)
+            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise
+
+
+def append_text(path: Path, text: str) -> None:
+    """Write at the end of a file, which is made where it is missing.
+
+    Raises:
+        TuneforgeError: the path, or a folder between the run folder and it, is a link.
+    """
+    with _holding(path) as folder:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        _write_all(os.open(path.name, flags, 0o644, dir_fd=folder), text.encode(), sync=False)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it; one that exists is left as it is.
+
+    Raises:
+        TuneforgeError: it, or a folder between the run folder and it, is a link.
+    """
+    with _holding(path / MARK):
+        pass
+
+
+def require_no_link(path: Path) -> None:
+    """Nothing, where a library can write the path itself: it is no link, and no folder below the run's is one.
+
+    Raises:
+        TuneforgeError: one is.
+    """
+    with _holding(path):
+        pass
+
+
+@contextmanager
+def _holding(path: Path) -> Iterator[int]:
+    """A descriptor of the folder that a file is to be in, reached from the run folder without following a link."""
+    folder = path.parent.absolute()
+    base = next((f for f in (folder, *folder.parents) if is_marked(f)), None)
+    if base is None:  # not in a run folder: the user named this place, and the links on the way to it
+        folder.mkdir(parents=True, exist_ok=True)
+        base = folder
+    descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        at = base
+        for part in folder.relative_to(base).parts:
+            at = at / part
+            descriptor = _step(descriptor, part, at)
+        _refuse_link(descriptor, path)
+        yield descriptor
+    except OSError as error:
+        if error.filename is None or not os.path.isabs(error.filename):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _step(descriptor: int, part: str, at: Path) -> int:
+    """From a folder into one of its folders, which is made where it is missing."""
+    if part == "..":
+        raise TuneforgeError("outside-the-run", f"{at} leads out of the run folder", fix="name a place inside of it")
+    with suppress(FileExistsError):
+        os.mkdir(part, dir_fd=descriptor)
+    try:
+        inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+    except OSError as error:
+        if at.is_symlink():
+            raise in_the_way(at) from error
+        raise
+    os.close(descriptor)
+    return inner
+
+
+def _refuse_link(descriptor: int, path: Path) -> None:
+    with suppress(OSError):
+        target = os.readlink(path.name, dir_fd=descriptor)
+        raise in_the_way(path, target)
+
+
+def in_the_way(path: Path, target: str = "") -> TuneforgeError:
+    """The error of a link where a run is to write."""
+    return TuneforgeError(
+        "link-in-the-way",
+        f"{path} is a link to {target or os.readlink(path)}, and a run writes through no link",
+        path="output_root",
+        fix="remove the link, or choose another run folder",
+    )
+
+
+def _write_all(descriptor: int, content: bytes, *, sync: bool = True) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
         file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        if sync:
+            os.fsync(file.fileno())
+
+
+def reserve(root: Path) -> None:
+    """Hold some room on the disk, for the last words of a run that ends because there is no other."""
+    if not (root / RESERVE).exists():
+        write_bytes(root / RESERVE, bytes(RESERVED))
+
+
+def release_reserve(root: Path) -> None:
+    """Give that room back."""
+    path = root / RESERVE
+    if path.is_file() and not path.is_symlink() and path.stat().st_size == RESERVED:
+        path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -75,11 +225,9 @@ def write_exit(record: Path, code: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, none where there is no file; a last line cut short by a kill is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
+    """The lines of a metrics.jsonl, none where there is no file; a last line cut short by a kill is left out.
+
+    Raises:
+        TuneforgeError: another line is damaged.
+    """
+    return read_lines(path, {"step": NUMBER})

@@ -1,7 +1,9 @@
 """Loggers: metrics.jsonl, which every run has, TensorBoard with a dashboard, and a table for spreadsheets."""
 
 import csv
+import io
 import json
+import os
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Mapping
@@ -11,7 +13,8 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from tuneforge.artifacts.folder import RunFolder, read_metrics, write_text
+from tuneforge.artifacts.folder import RunFolder, append_text, make_folder, read_metrics, write_text
+from tuneforge.console import warn
 
 FINAL = "final/"
 """In front of what was measured of the result: of the best checkpoint, which is not always the last step."""
@@ -93,9 +96,8 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line; the folder is made by the first, so that a run that cannot start leaves none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": int(step or 0), **{k: float(v) for k, v in metrics.items()}}) + "\n")
+        line = {"step": int(step or 0), **{k: float(v) for k, v in metrics.items()}}
+        append_text(self.path, json.dumps(line) + "\n")
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml lies beside the file."""
@@ -107,8 +109,14 @@ class TensorBoard(TensorBoardLogger, RunLogger):
     def __init__(self, folder: Path, /) -> None:
         super().__init__(save_dir=folder, name="tensorboard", version="")
 
+    @property
+    def log_dir(self) -> str:
+        """The folder of the event files; Lightning would expand `~` and `$NAME` in the run folder's name once more."""
+        return os.path.join(self.root_dir, "")
+
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Write the dashboard's layout, and the config as a text: HParams shows what is compared, with the result."""
+        make_folder(Path(self.log_dir))  # refuses a link there
         charts = {c: {title: ["Multiline", keys] for title, keys in of.items()} for c, of in LAYOUT.items()}
         self.experiment.add_custom_scalars(charts)
         self.log_texts({"config": "".join(f"    {key}: {value}\n" for key, value in params.items())}, 0)
@@ -123,8 +131,13 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     def finalize(self, status: str) -> None:
         """After training: what was logged is on the disk, and the file stays open for the result."""
-        if self._experiment is not None:
-            self._experiment.flush()
+        try:
+            if self._experiment is not None:
+                self._experiment.flush()
+        except OSError as error:
+            if status == "success":
+                raise
+            warn(f"tensorboard/ is not complete: {error.strerror}")  # what ended the run is raised after this
 
     def end(self, status: str, chosen: Mapping[str, Any], final: Mapping[str, float], step: int) -> None:
         """Write what was chosen beside what it led to, into the same file: in a second run TensorBoard would tear both
@@ -166,7 +179,8 @@ class Csv(RunLogger):
             step_of = int(logged["step"])
             lines.setdefault(step_of, {}).update(logged | {"step": step_of})
         columns = list(dict.fromkeys(key for line in lines.values() for key in line))
-        with (self.folder.root / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(lines.values())
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, columns)
+        writer.writeheader()
+        writer.writerows(lines.values())
+        write_text(self.folder.root / "metrics.csv", table.getvalue())

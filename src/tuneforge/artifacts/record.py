@@ -3,7 +3,6 @@
 import datetime
 import os
 import re
-import shlex
 import signal
 import subprocess
 import textwrap
@@ -18,7 +17,8 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import Logger
 
-from tuneforge.artifacts.folder import read_json, read_metrics, write_json, write_text
+from tuneforge.artifacts.folder import read_metrics, release_reserve, reserve, write_json, write_text
+from tuneforge.artifacts.kept import read_record
 from tuneforge.artifacts.loggers import RunLogger
 from tuneforge.artifacts.report import write_report
 from tuneforge.build import facts
@@ -26,7 +26,7 @@ from tuneforge.callbacks.guard import Gate, Guard, refusal
 from tuneforge.callbacks.quality_gates import QualityGates
 from tuneforge.callbacks.signals import requeued
 from tuneforge.compose import Composed
-from tuneforge.console import say
+from tuneforge.console import say, warn
 from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.data.source import Source
@@ -40,6 +40,7 @@ from tuneforge.plan.speed import efficiency, flops_per_token
 from tuneforge.rerun import PLACES
 from tuneforge.resume import identity
 from tuneforge.sharding import num_weights
+from tuneforge.shell import again, command, key_of, setting, typed
 from tuneforge.versions import versions
 from tuneforge.vocabulary import digests
 from tuneforge.world import is_main_process
@@ -96,7 +97,7 @@ class Record:
             data |= {"labels": list(labels.names), "multi_label": labels.multi}
         record = cls(composed, context, data, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
         if resumed:
-            old = read_json(context.folder.record)
+            old = read_record(context.folder.root)
             record.started = old["started"]
             record.before = Measured(old["metrics"]["before"], old["samples"]["before"], old["classes"]["before"])
             record.parameters = old["parameters"]
@@ -117,6 +118,7 @@ class Record:
             tree = masked(self.composed.tree)
             write_text(self.context.folder.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
             write_json(self.context.folder.root / "provenance.json", self._provenance())
+            reserve(self.context.folder.root)
             self._write("running")
         self.begun = True
         say(
@@ -132,7 +134,8 @@ class Record:
         code = EXIT_OF[signal.Signals(number)]
         root = self.context.folder.root
         self._write_end("interrupted", code)
-        say(f"stopped; go on with the same command and resume={root}" if self.begun else "stopped before training")
+        go_on = f"stopped; go on with the same command and {typed('resume', root)}"
+        say(go_on if self.begun else "stopped before training")
         if number == signal.SIGUSR1 and is_main_process() and requeued():
             say(f"SLURM job {os.environ['SLURM_JOB_ID']} is queued again")
             code = EXIT_OK
@@ -141,7 +144,8 @@ class Record:
 
     def failed(self, code: int) -> None:
         """Write what the run is about to exit with."""
-        self._write_end("refused" if code == EXIT_REFUSED else "failed", code)
+        known = {EXIT_REFUSED: "refused", **dict.fromkeys(EXIT_OF.values(), "interrupted")}
+        self._write_end(known.get(code, "failed"), code)
 
     def pruned(self) -> int:
         """Write that a sweep's pruner ended the run: it has no result, and that is no failure."""
@@ -152,12 +156,18 @@ class Record:
         """Write that the run of this record is running again."""
         self._describe()
         if is_main_process():
+            reserve(self.context.folder.root)
             self._write("running")
 
     def _write_end(self, status: str, code: int) -> None:
-        if self.begun and is_main_process():
-            self._write(status, code)
-        self._end_loggers(status)
+        if is_main_process():
+            release_reserve(self.context.folder.root)
+        try:
+            if self.begun and is_main_process():
+                self._write(status, code)
+            self._end_loggers(status)
+        except OSError as error:  # what ended the run is what its user must hear of
+            warn(f"the run's end could not be written down: {error.filename or 'a logger'}: {error.strerror}")
 
     def _describe(self) -> None:
         """Tell the loggers what runs."""
@@ -190,8 +200,8 @@ class Record:
     def _chosen(self) -> dict[str, Any]:
         """What sets this run apart from others: its options, what the user set, and the numbers compared most."""
         config, origins = self.composed.config, self.composed.origins
-        typed = {path for path, origin in origins.items() if set_by_user(origin) and not path.startswith(PLACES)}
-        values = {k: v for k, v in leaves(masked(self.composed.tree)).items() if k in typed}
+        by_user = {path for path, origin in origins.items() if set_by_user(origin) and not path.startswith(PLACES)}
+        values = {k: v for k, v in leaves(masked(self.composed.tree)).items() if k in by_user}
         settled = {"optim.lr": config.optim.lr, "steps": self.context.settled.num_steps, "seed": config.seed}
         return {**self.composed.choices, **settled, **values}
 
@@ -204,6 +214,7 @@ class Record:
         refused = refusal(trainer) or (asked.refusal(self.gates) if asked else None)
         code = EXIT_REFUSED if refused else EXIT_OK
         if is_main_process():
+            release_reserve(self.context.folder.root)
             self._write("refused" if refused else "done", code)
             write_report(self.context.folder.root)
             self._end_loggers("refused" if refused else "done")
@@ -296,11 +307,11 @@ class Record:
     def _next_command(self, result: Path) -> str:
         """The run's own command, going on from its result."""
         if self.context.method.trains_base:
-            dropped, model = ("model", "resume", "hydra."), ["model=hf", f"model.path={result}"]
+            dropped, model = ("model", "hydra."), ["model=hf", setting("model.path", result)]
         else:
-            dropped, model = ("model.adapter", "resume", "hydra."), [f"model.adapter={result}"]
-        typed = [o for o in self.composed.overrides if not o.startswith(dropped)]
-        return shlex.join(["python", "-m", "tuneforge", *typed, *model])
+            dropped, model = ("model.adapter", "hydra."), [setting("model.adapter", result)]
+        kept = [o for o in again(self.composed.overrides) if not key_of(o).startswith(dropped)]
+        return command(*kept, *model, config_dirs=self.composed.config_dirs)
 
 
 def _changes(before: dict[str, float], after: dict[str, float]) -> Iterator[tuple[str, str]]:

@@ -4,9 +4,7 @@ Nothing is fetched: styles, curves and a little script stand in the page, which 
 the run goes through jinja2's escaping, and curves reach the template as numbers.
 """
 
-import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import resources
@@ -15,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
+from tuneforge.artifacts.claim import status_of
 from tuneforge.artifacts.classes import class_tables
 from tuneforge.artifacts.curves import charts, more_charts
 from tuneforge.artifacts.figures import mean, number, plain
-from tuneforge.artifacts.folder import RunFolder, read_json, read_metrics, write_text
+from tuneforge.artifacts.folder import RunFolder, write_text
+from tuneforge.artifacts.kept import PAGE, read_config, read_lines, read_provenance, read_record
 from tuneforge.interpolation import leaves
+from tuneforge.shell import again, command
 
 MAX_TEXT = 20_000
 """Characters of one cell; the rest stays in the file the cell was read from."""
@@ -33,12 +33,13 @@ def write_report(root: Path) -> Path:
     Only run.json must be there; a part whose file is missing says so on the page.
     """
     folder = RunFolder(root)
-    run = read_json(folder.record)
-    metrics = [m for m in read_metrics(folder.metrics) if isinstance(m.get("step"), int | float)]
-    settings = leaves(yaml.safe_load(_text(root / "config.yaml")) or {})
-    origins = json.loads(_text(root / "provenance.json") or "{}")
+    run = read_record(root, PAGE)
+    metrics = [m for m in read_lines(folder.metrics, {}) if isinstance(m.get("step"), int | float)]
+    settings = leaves(read_config(root, {})) if (root / "config.yaml").is_file() else {}
+    origins = read_provenance(root) if (root / "provenance.json").is_file() else {}
     page = {
         "run": run,
+        "status": status_of(root, run["status"]),
         "model": _last_part(run["base_model"]),
         "data_file": _last_part(str(settings.get("data.path") or "")),
         "verdict": _verdict(run),
@@ -54,7 +55,7 @@ def write_report(root: Path) -> Path:
         "samples": _samples(**run["samples"]),
         "settings": settings,
         "hardware": _hardware(**run["hardware"]),
-        "command": shlex.join(["python", "-m", "tuneforge", *run["overrides"]]),
+        "command": command(*again(run["overrides"]), config_dirs=run.get("config_dirs", ())),
         "config": _config_rows(settings, origins),
     }
     write_text(folder.report, template("report.html.j2").render(page))
@@ -81,10 +82,6 @@ def _source(name: str) -> str:
 
 
 # ---- reading
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _last_part(path: str) -> str:

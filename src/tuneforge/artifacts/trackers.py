@@ -2,18 +2,22 @@
 
 import importlib.metadata
 import os
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
-from tuneforge.artifacts.folder import read_json, write_json
+from tuneforge.artifacts.folder import require_no_link, write_json
+from tuneforge.artifacts.kept import damaged, read_object
 from tuneforge.artifacts.loggers import FINAL, RunLogger
 from tuneforge.console import warn
 from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.schema.types import LocalPath
 
 IDS = "trackers.json"
 """In the run folder: what each tracker calls the run, so that a resumed one goes on there."""
@@ -100,7 +104,7 @@ class MLFlow(MLFlowLogger, RunLogger):
         run_name: str | None = None,
         tracking_uri: str | None = None,
         tags: dict[str, str] | None = None,
-        store: str = "outputs",
+        store: LocalPath = "outputs",
     ) -> None:
         """Without a `tracking_uri` it is MLFLOW_TRACKING_URI, else `mlflow.db` in the folder `store`. `run_name` is by
         default the run folder's.
@@ -176,8 +180,22 @@ def _refusals() -> Iterator[None]:
 
 def _local(store: Path) -> str:
     """A database that needs no server; MLflow refuses to keep runs in plain files since 3.7."""
-    store.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
+    file = store / "mlflow.db"
+    require_no_link(file)
+    if file.exists():
+        _require_mlflow(file)
+    return f"sqlite:///{file.resolve()}"
+
+
+def _require_mlflow(file: Path) -> None:
+    """Nothing, where a database is MLflow's, or empty: it makes its tables in any."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file.resolve()))}?mode=ro", uri=True)) as database:
+            tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        raise damaged(file, f"is no database of MLflow: {error}") from error
+    if tables and "alembic_version" not in tables:
+        raise damaged(file, f"is no database of MLflow: it has the tables {', '.join(sorted(tables)[:5])}")
 
 
 def _need(package: str, extra: str) -> None:
@@ -202,9 +220,9 @@ def _refuse_strangers(wandb: Any) -> None:
 
 def _kept(folder: Path, tracker: str) -> str | None:
     path = folder / IDS
-    return read_json(path).get(tracker) if path.is_file() else None
+    return read_object(path, {"*": str}, "list of trackers").get(tracker) if path.is_file() else None
 
 
 def _keep(folder: Path, tracker: str, id_: str) -> None:
     path = folder / IDS
-    write_json(path, {**(read_json(path) if path.is_file() else {}), tracker: id_})
+    write_json(path, {**(read_object(path, {"*": str}, "list of trackers") if path.is_file() else {}), tracker: id_})

@@ -7,16 +7,23 @@ folder without a manifest that fits it is no checkpoint. One process may write i
 import errno
 import hashlib
 import os
-import shutil
+import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tuneforge.artifacts.folder import read_json, write_json
-from tuneforge.errors import TuneforgeError
+from tuneforge.artifacts import owned
+from tuneforge.artifacts.folder import in_the_way, write_json
+from tuneforge.artifacts.kept import Shape, read_object
+from tuneforge.console import warn
+from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.shell import typed
 
 MANIFEST = "manifest.json"
+_SHAPE: Shape = {"files": {"*": {"bytes": int, "sha256": str}}}
 
 T = TypeVar("T")
 
@@ -49,7 +56,8 @@ def step_of(checkpoint: Path) -> int:
 
 def found(checkpoints: Path) -> list[Path]:
     """Every checkpoint by step, oldest first, whole or not."""
-    return sorted(p for p in checkpoints.glob("step-*") if p.is_dir())
+    named = [p for p in checkpoints.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)]
+    return sorted(p for p in named if p.is_dir() and not p.is_symlink())
 
 
 def write(target: Path, fill: Callable[[Path], Sequence[Path]], ranks: Ranks = ALONE) -> None:
@@ -64,25 +72,18 @@ def write(target: Path, fill: Callable[[Path], Sequence[Path]], ranks: Ranks = A
         TuneforgeError: in all processes: one could not write, or its files do not read back. What was at `target`
             before is still there.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
-
-    def begin() -> None:
-        if ranks.rank == 0:
-            _clear(temporary)
-            temporary.mkdir(parents=True)
-
-    def end(files: Mapping[str, Facts]) -> None:
-        if ranks.rank == 0:
-            _commit(temporary, target, files)
-
+    temporary = target  # until the first process has made one
     try:
-        _all_do(ranks, begin)
+        made = _all_do(ranks, lambda: str(owned.make_temporary(target)) if ranks.rank == 0 else "")
+        temporary = Path(made[0])
         # Each process looks after its own files: no other can flush what its host still holds of them.
         kept = _all_do(ranks, lambda: {file.name: _keep(file) for file in fill(temporary)})
-        _all_do(ranks, lambda: end({name: facts for of_one in kept for name, facts in of_one.items()}))
+        files = {name: facts for of_one in kept for name, facts in of_one.items()}
+        _all_do(ranks, lambda: _commit(temporary, target, files) if ranks.rank == 0 else None)
     except OSError as error:
-        if ranks.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+        if ranks.rank == 0 and temporary != target:
+            with suppress(OSError):
+                owned.remove_temporary(temporary)  # a full disk needs the room
         raise _not_written(target, error) from error
 
 
@@ -106,17 +107,18 @@ def _why(error: Exception) -> str:
 
 def damage(checkpoint: Path) -> str:
     """Why a folder is no whole checkpoint; "" where it is one."""
-    try:
-        files = read_json(checkpoint / MANIFEST)["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    files = _listed(checkpoint)
+    if files is None:
         return f"it has no readable {MANIFEST}: it was never finished"
+    if not files:
+        return f"{MANIFEST} lists no file"
     for name, facts in files.items():
         wrong = _missing(checkpoint / name, facts)
         if not wrong and sha256(checkpoint / name) != facts["sha256"]:
             wrong = f"{name} is not what was written: its sha256 differs from that in {MANIFEST}"
         if wrong:
             return wrong
-    return "" if files else f"{MANIFEST} lists no file"
+    return ""
 
 
 def _missing(path: Path, facts: Facts) -> str:
@@ -139,7 +141,7 @@ def require(checkpoint: Path) -> None:
             "checkpoint-damaged",
             f"{checkpoint}: {wrong}",
             path="resume",
-            fix=f"resume={checkpoint.parent.parent} goes on from the newest whole one",
+            fix=f"{typed('resume', checkpoint.parent.parent)} goes on from the newest whole one",
         )
 
 
@@ -156,23 +158,57 @@ def newest(checkpoints: Path) -> tuple[Path | None, dict[Path, str]]:
 
 def tidy(checkpoints: Path) -> None:
     """Finish what a kill left: a whole folder that lacked only its name gets it, other leavings go."""
-    for temporary in checkpoints.glob(".step-*.tmp"):
-        target = temporary.with_name(temporary.name[1 : -len(".tmp")])
+    for temporary in owned.temporaries(checkpoints, "step-*"):
+        target = temporary.with_name(temporary.name[1:].partition(".")[0])
         if not target.exists() and not damage(temporary):
+            owned.unmark(temporary)
             temporary.rename(target)
         else:
-            shutil.rmtree(temporary)
+            owned.remove_temporary(temporary)
     for old in checkpoints.glob(".step-*.old"):
-        shutil.rmtree(old)
+        _take_away(old)
 
 
 def remove(checkpoint: Path) -> None:
-    """Take a checkpoint away: first its name, so that half of one is never taken for a checkpoint."""
-    old = checkpoint.with_name(f".{checkpoint.name}.old")
-    _clear(old)
-    if checkpoint.exists():
-        checkpoint.rename(old)
-        shutil.rmtree(old)
+    """Take a checkpoint away: first its name, so that half of one is never taken for a checkpoint.
+
+    Without a manifest, or with files that are not in it, it is not ours to take away: it stays, which is told.
+    """
+    if not checkpoint.is_dir():
+        return
+    if not _is_ours(checkpoint):
+        message = f"{checkpoint} is left where it is: its {MANIFEST} does not list what it holds"
+        warn(Problem("set-aside", message, fix="remove it yourself where you do not need it"))
+        return
+    _take_away(checkpoint.rename(_old_name(checkpoint)))
+
+
+def _old_name(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.old")
+
+
+def _is_ours(checkpoint: Path) -> bool:
+    """Whether a folder holds nothing but what its manifest lists; an empty one holds nothing to lose."""
+    if checkpoint.is_symlink():
+        return False
+    listed = _listed(checkpoint)
+    return owned.holds_only(checkpoint, {MANIFEST, *listed} if listed else ())
+
+
+def _take_away(checkpoint: Path) -> None:
+    """Remove what the manifest lists, and the manifest last: a kill in between leaves what can be gone on with."""
+    listed = _listed(checkpoint)
+    owned.remove_listed(checkpoint, [*listed, MANIFEST] if listed else ())
+
+
+def _listed(checkpoint: Path) -> Mapping[str, Facts] | None:
+    """The files of a checkpoint by its manifest; None where there is none, or it is no manifest."""
+    try:
+        files: dict[str, Facts] = read_object(checkpoint / MANIFEST, _SHAPE, "manifest")["files"]
+    except TuneforgeError:
+        return None
+    sound = all(Path(name).name == name and len(facts["sha256"]) == 64 for name, facts in files.items())
+    return files if sound else None
 
 
 def sha256(path: Path) -> str:
@@ -196,23 +232,21 @@ def _commit(temporary: Path, target: Path, files: Mapping[str, Facts]) -> None:
         wrong = _missing(temporary / name, facts)
         if wrong:  # of another machine, whose disk this is not
             raise OSError(errno.EIO, wrong, str(temporary))
+    if target.is_symlink():
+        raise in_the_way(target)
     write_json(temporary / MANIFEST, {"files": files})
+    owned.unmark(temporary)
     _sync(temporary)
-    if target.exists():
+    old = None
+    if target.exists() and not _is_ours(target):
+        owned.set_aside(target)
+    elif target.exists():
         # A kill between the two renames leaves a whole folder without its name, and `tidy` gives it that.
-        old = target.with_name(f".{target.name}.old")
-        _clear(old)
-        target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(target)
+        old = target.rename(_old_name(target))
+    temporary.rename(target)
+    if old is not None:
+        _take_away(old)
     _sync(target.parent)
-
-
-def _clear(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 def _sync(path: Path) -> None:
@@ -238,8 +272,8 @@ def _not_written(target: Path, error: OSError) -> TuneforgeError:
     last, _ = newest(target.parent)
     left = f"the last good checkpoint is {last.name}" if last else "there is no checkpoint yet"
     return TuneforgeError(
-        "checkpoint-not-written",
+        "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "checkpoint-not-written",
         f"{target} could not be written: {_why(error)}; {left}",
         path="output_root",
-        fix=f"free some space, or see who may write there; then resume={target.parent.parent}",
+        fix=f"free some space, or see who may write there; then {typed('resume', target.parent.parent)}",
     )

@@ -16,7 +16,7 @@ from tuneforge.data.encode import Document
 from tuneforge.data.scored import Fall, Numbers, ScoredTask, read_tasks
 from tuneforge.errors import Problem
 from tuneforge.schema.data import ScoredRows
-from tuneforge.schema.types import Count, Fraction, PositiveInt
+from tuneforge.schema.types import Count, Fraction, LocalPath, PositiveInt
 
 
 class ForgettingCheck(Guard):
@@ -28,7 +28,7 @@ class ForgettingCheck(Guard):
         self,
         *,
         action: Literal["none", "warn", "stop", "repair"] = "warn",
-        tasks: dict[str, str | ScoredRows] | None = None,
+        tasks: dict[str, LocalPath | ScoredRows] | None = None,
         tolerance: Fraction = 0.05,
         every_n_steps: PositiveInt | None = None,
         max_share: Fraction = 0.05,

@@ -14,7 +14,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tuneforge.artifacts.folder import write_text
+from tuneforge.artifacts.folder import append_text, write_text
+from tuneforge.artifacts.kept import read_lines
 from tuneforge.callbacks.checkpoints import Checkpoints
 from tuneforge.callbacks.guard import Late, StepGuard, agreed, any_process, steps
 from tuneforge.callbacks.kept_states import KeptStates, scale_rate
@@ -118,9 +119,9 @@ class NanGuard(StepGuard[_Step]):
     @rank_zero_only
     def _cut(self, path: Path, step: int) -> None:
         """A resumed run does the later steps again."""
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        if lines:
-            write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
+        if path.exists():
+            kept = [line for line in read_lines(path, {"step": int}) if line["step"] <= step]
+            write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def watch(self, facts: StepFacts, optimizer: torch.optim.Optimizer) -> None:
         """Flag the step, and take its effect away where the flag is up; the host does not look."""
@@ -181,8 +182,7 @@ class NanGuard(StepGuard[_Step]):
         self.gauges["skipped"] += 1
         line = self._bad_batch(trainer, pl_module, seen) | {"loss": loss, "grad_norm": norm}
         if trainer.is_global_zero:
-            with (pl_module.context.folder.root / BAD_BATCHES).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            append_text(pl_module.context.folder.root / BAD_BATCHES, json.dumps(line, ensure_ascii=False) + "\n")
         problem = self._problem(pl_module.context.config, line)
         if self.action == "stop" or (self.action == "repair" and not self._skips):
             self.stop(trainer, problem, step=seen.step)

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from tuneforge.artifacts.folder import write_text
 from tuneforge.commands.request import Request
 from tuneforge.errors import EXIT_OK, TuneforgeError
 from tuneforge.importers.common import dialects, translate
@@ -23,15 +24,14 @@ def run(request: Request) -> int:
     """
     path = _file(request)
     out: Path | None = request.flags.out
-    if out is not None and out.exists():
+    if out is not None and (out.exists() or out.is_symlink()):
         raise TuneforgeError(
             "file-exists", f"--out {out} exists already", fix="name a new file; import never overwrites"
         )
     translation = translate(path)
     text = "" if translation.replaced else experiment(translation, out)
     if out is not None and text:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        write_text(out, text)
     print(_as_json(translation, text) if request.flags.json else _as_text(translation, text, path, out))  # noqa: T201
     if translation.replaced:
         raise TuneforgeError(

@@ -1,10 +1,9 @@
 """`tuneforge lr_find`: a learning rate for this run, as an override to paste."""
 
-import shlex
-
 from tuneforge.commands.request import Request
 from tuneforge.console import quiet_libraries, say
 from tuneforge.errors import EXIT_OK, TuneforgeError
+from tuneforge.shell import again, command, key_of, setting
 from tuneforge.world import find_world
 
 
@@ -24,17 +23,18 @@ def run(request: Request) -> int:
     import_bitsandbytes()
     from tuneforge.lr_find import find
 
-    typed = [o for o in request.overrides if not o.startswith(("optim.lr=", "lr_find.", "hydra."))]
+    kept = [o for o in again(request.overrides) if not key_of(o).startswith(("optim.lr", "lr_find.", "hydra."))]
 
-    def again(rate: float) -> str:
-        return shlex.join(["python", "-m", "tuneforge", *typed, f"optim.lr={rate:g}"])
+    def with_rate(rate: float) -> str:
+        dirs = request.flags.config_dir
+        return command(*kept, setting("optim.lr", float(f"{rate:g}")), config_dirs=dirs, base=request.base)
 
     settings = composed.config.lr_find
     rows = source.read(composed.config.data, composed.tree["data"], composed.config.seed)
     place = fresh(composed)
     with place.claim, library_errors_explained(composed.config):
         found = find(
-            composed, source.slice_of(rows, settings.share, settings.at_least, composed.config.seed), place, again
+            composed, source.slice_of(rows, settings.share, settings.at_least, composed.config.seed), place, with_rate
         )
     plot = place.folder.root / "lr_find.png"
     say(
@@ -45,5 +45,5 @@ def run(request: Request) -> int:
     say(f"plot        {plot if plot.is_file() else 'pip install tuneforge[plot] draws one'}")
     say(f"suggested   optim.lr={found.suggested:g}   (this config has {composed.config.optim.lr:g})")
     say(f"report      {place.folder.report}")
-    say(f"next        {again(found.suggested)}")
+    say(f"next        {with_rate(found.suggested)}")
     return EXIT_OK

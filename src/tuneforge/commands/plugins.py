@@ -10,6 +10,7 @@ from tuneforge.errors import EXIT_OK, TuneforgeError, did_you_mean
 from tuneforge.plugins.discovery import discover
 from tuneforge.plugins.inspection import code_troubles
 from tuneforge.plugins.plugin import Plugin
+from tuneforge.shell import command
 
 ACTIONS = ("new", "check")
 
@@ -72,8 +73,8 @@ def _new(name: str, kind: str) -> int:
     if kind not in KINDS:
         raise TuneforgeError("unknown-kind", f"--kind {kind}: there is no such kind", fix=did_you_mean(kind, KINDS))
     folder, choice = write_plugin(Path("plugins") / name, name, kind)
-    _print(f"wrote {folder}\n\nuse it    python -m tuneforge {choice}")
-    _print(f"check it  python -m tuneforge plugins check {folder}\ntest it   python -m pytest {folder}")
+    _print(f"wrote {folder}\n\nuse it    {command(choice)}")
+    _print(f"check it  {command('plugins', 'check', str(folder))}\ntest it   python -m pytest {folder}")
     _print(f"ship it   pip install {folder}   (the same folder works without installing, while it lies in plugins/)")
     return EXIT_OK
 

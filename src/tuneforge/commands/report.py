@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tuneforge.artifacts.folder import is_marked
 from tuneforge.artifacts.report import write_report
 from tuneforge.commands.request import Request
 from tuneforge.console import say
@@ -15,6 +16,10 @@ def run(request: Request) -> int:
             "no-folder", f"report wants one folder, got {len(request.words)}", fix="tuneforge report RUN, or a sweep's"
         )
     root = Path(request.words[0])
+    for file in (root / "report.html", root / "experiment" / "best.yaml"):
+        if file.exists() and not is_marked(root):
+            message = f"{file} exists, and {root} has no marker, so that it may not be what a run wrote"
+            raise TuneforgeError("file-exists", message, fix="move the file away; nothing is overwritten")
     if (root / "run.json").is_file():
         say(str(write_report(root)))
         return EXIT_OK

@@ -15,7 +15,8 @@ import yaml
 from tuneforge.compose import compose
 from tuneforge.errors import Problem, TuneforgeError, near
 from tuneforge.front import front, groups
-from tuneforge.importers.translation import Left, Translation, hydra, overrides
+from tuneforge.importers.translation import Left, Translation, overrides
+from tuneforge.shell import hydra
 
 OFF: tuple[Any, ...] = (None, False, 0, "", "no", "none", "null", [], {})
 """Values that switch a feature off: a feature that is off there and absent here is the same."""

@@ -1,15 +1,13 @@
 """A foreign config in our words, and how it is written out: as a command line and as an experiment file."""
 
-import re
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import Quote, QuotedString
 
 from tuneforge.front import groups_in_defaults
+from tuneforge.shell import command, is_plain, setting
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,12 @@ class Translation:
 def overrides(translation: Translation) -> list[str]:
     """The overrides of the command line, unquoted."""
     chosen = [f"{group}={option}" for group, option in translation.choices.items()]
-    return chosen + [f"{path}={hydra(value)}" for path, value in translation.values.items()]
+    return chosen + [setting(path, value) for path, value in translation.values.items()]
 
 
 def command_line(translation: Translation) -> str:
     """The command, quoted for a shell."""
-    return shlex.join(["python", "-m", "tuneforge", *overrides(translation)])
+    return command(*overrides(translation))
 
 
 def experiment(translation: Translation, out: Path | None = None) -> str:
@@ -64,34 +62,9 @@ def experiment(translation: Translation, out: Path | None = None) -> str:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    command = shlex.join(["python", "-m", "tuneforge", "--config-dir", folder, f"+experiment={name}"])
+    line = command(setting("+experiment", name), config_dirs=[folder])
     body = yaml.dump(nested, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-    return f"# @package _global_\n# {command}\n{body}"
-
-
-def _is_plain(text: str) -> bool:
-    """Whether a text means itself, unquoted, to Hydra's grammar and to YAML."""
-    if not re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII) or text.lower() in _WORDS:
-        return False
-    try:
-        float(text)
-    except ValueError:
-        return True
-    return False
-
-
-_WORDS = ("null", "none", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf", ".", "..", ".nan", ".inf")
-
-
-def hydra(value: Any) -> str:
-    """The value in Hydra's override grammar."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(map(hydra, value))}]"
-    if isinstance(value, str):
-        return value if _is_plain(value) else QuotedString(value, Quote.double).with_quotes()
-    return repr(value)
+    return f"# @package _global_\n# {line}\n{body}"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -102,7 +75,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    plain = _is_plain(text) or text.startswith("override /")
+    plain = is_plain(text) or text.startswith("override /")
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 

@@ -26,7 +26,7 @@ def write_plugin(folder: Path, name: str, kind: str) -> tuple[Path, str]:
     Raises:
         TuneforgeError: the folder is there already.
     """
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise TuneforgeError(
             "folder-exists", f"{folder} is there already, and nothing is overwritten", fix="choose another name"
         )

@@ -20,7 +20,7 @@ from tuneforge.schema.training import (
     TaskRecipe,
     Trainer,
 )
-from tuneforge.schema.types import Count
+from tuneforge.schema.types import Count, LocalPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Config:
     """The learning-rate range test."""
     seed: Count = 17
     """Seeds weights, splits, row order and dropout."""
-    resume: str | None = None
+    resume: LocalPath | None = None
     """auto: go on with the newest unfinished run of this config; or a run folder or checkpoint."""
-    output_root: str = "outputs"
+    output_root: LocalPath = "outputs"
     """Where run folders are made, and where `resume=auto` looks."""

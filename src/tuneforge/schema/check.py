@@ -16,7 +16,8 @@ from tuneforge.schema.signature import (
     members,
     read_signature,
 )
-from tuneforge.schema.types import Range
+from tuneforge.schema.types import Home, Range
+from tuneforge.shell import local_path
 from tuneforge.targets import why_borrowed, why_untrusted
 
 ROOT = NodeType("tuneforge.schema.Config")
@@ -176,6 +177,9 @@ def _fits(value: Any, type_: Any) -> tuple[bool, Any]:
     if get_origin(type_) is Annotated:
         inner, *constraints = get_args(type_)
         fits, coerced = _fits(value, inner)
+        if fits and any(isinstance(c, Home) for c in constraints):
+            coerced = str(local_path(coerced)) if coerced.startswith("~") else coerced
+            fits = not coerced.startswith("~")
         return fits and all(c.holds(coerced) for c in constraints if isinstance(c, Range)), coerced
     if type_ is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)

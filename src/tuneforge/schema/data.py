@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tuneforge.schema.types import Count, Pluggable, PositiveInt, Probability
+from tuneforge.schema.types import Count, LocalPath, Pluggable, PositiveInt, Probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class Split:
     """source: as the source marks its rows; group: by module, document or conversation; row: by content."""
     eval_fraction: Probability = 0.1
     """Share of rows held out; ignored where `eval_path` is given or the source marks its rows."""
-    eval_path: str | None = None
+    eval_path: LocalPath | None = None
     """A file whose rows are the eval split."""
     max_eval_rows: Count = 500
     """At most this many rows are evaluated (0: all). 500-1000 is the field's usual fixed subset."""
@@ -26,7 +26,7 @@ class Replay:
 
     fraction: Probability = 0.0
     """Share of the train rows that are general ones; 0: none."""
-    path: str = "bundled"
+    path: LocalPath = "bundled"
     """A file of general rows of any format; bundled: the standard library's documentation as text."""
 
 
@@ -34,7 +34,7 @@ class Replay:
 class ScoredRows(Pluggable):
     """Rows that a model is scored on; those of another source than a file by its `_target_`."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """File, folder or glob."""
     metric: Literal["acc", "acc_norm"] = "acc_norm"
     """Of rows with choices: the likeliest choice, as a whole (acc) or by character (acc_norm), as lm-eval has them."""
@@ -46,7 +46,7 @@ class ScoredRows(Pluggable):
 class Data(Pluggable):
     """A source of rows and their way into batches."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """File, folder or glob, for sources that read one."""
     encoding: str = "utf-8"
     """Encoding of text files, by Python's name: utf-8, cp1252, gb18030, utf-16 and others. Text that it visibly reads

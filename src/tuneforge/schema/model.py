@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tuneforge.schema.types import PositiveFloat, Range
+from tuneforge.schema.types import LocalPath, PositiveFloat, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Model:
 
     name: str
     """The option's name, or any name for the record."""
-    path: str
+    path: LocalPath
     """Folder or hub id; `bundled:NAME` is a model that ships inside the package."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; a full commit hash is required with `trust_remote_code`."""
@@ -36,11 +36,11 @@ class Model:
     """transformers' own names. All of these mask the documents of a packed row (checked at start-up)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the weights. Off; needs a pinned `revision` when on."""
-    adapter: str | list[str] | None = None
+    adapter: LocalPath | list[LocalPath] | None = None
     """Folder or hub id of a PEFT adapter to continue from; several are combined into one first."""
     combination: Combination = field(default_factory=Combination)
     """How several adapters are combined."""
-    frozen_adapters: list[str] | None = None
+    frozen_adapters: list[LocalPath] | None = None
     """Adapters that act together with the trained one and are not changed; saved beside it."""
     add_tokens: list[str] | None = None
     """Tokens to add to the vocabulary; their embeddings are trained and saved, the other tokens' stay."""
@@ -52,6 +52,6 @@ class Model:
     torch_compile: bool = False
     """Compile each decoder layer (torch.compile), which takes minutes: then 14 to 19 % off the step time of an 8B LoRA
     (axolotl's figures for an RTX 3090 and 5090)."""
-    chat_template: str = "auto"
+    chat_template: LocalPath = "auto"
     """auto: the tokenizer's own, else `plain`; or `plain`, `chatml`, or the path of a Jinja file; `PACKAGE:FILE` is one
     that lies in a plugin's package."""

@@ -377,6 +377,8 @@ class _Types:
         return Any
 
     def _constraint(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Call) and _dotted(node.func).endswith("Home"):
+            return types.Home()
         if isinstance(node, ast.Call) and _dotted(node.func).endswith("Range"):
             return types.Range(**{str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
         return None

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tuneforge.schema.types import Count, Fraction, NonNegative, Pluggable, PositiveFloat, PositiveInt, Probability
+from tuneforge.schema.types import (
+    Count,
+    Fraction,
+    LocalPath,
+    NonNegative,
+    Pluggable,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +171,7 @@ class Regularise:
     router_aux_loss_coef: Literal["auto"] | NonNegative = "auto"
     """Weight of the loss that balances a mixture's routers. auto: the model's own; 0: off. It is no part of the
     evaluation's loss, nor of `train/loss`."""
-    path: str = "bundled"
+    path: LocalPath = "bundled"
     """A file of general rows for `ewc`; bundled: the standard library's documentation as text."""
     rows: PositiveInt = 64
     """General rows that the weights' importance is measured on."""

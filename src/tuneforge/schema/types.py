@@ -31,6 +31,15 @@ class Range:
         )
 
 
+@dataclass(frozen=True)
+class Home:
+    """A path on this machine, or a name that is none: `~` at its start becomes the home folder."""
+
+    def __str__(self) -> str:
+        return "whose ~ is a user's home folder"
+
+
+LocalPath = Annotated[str, Home()]
 PositiveInt = Annotated[int, Range(ge=1)]
 Count = Annotated[int, Range(ge=0)]
 PositiveFloat = Annotated[float, Range(gt=0)]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tuneforge.artifacts.folder import write_text
 from tuneforge.console import say
 from tuneforge.front import front, groups
 from tuneforge.importers.translation import Translation, experiment
+from tuneforge.shell import command
 from tuneforge.study.store import Kept, load_study
 
 EDGE = 0.02
@@ -78,8 +78,12 @@ class Answer:
 
     def command(self, trial: FrozenTrial) -> str:
         """A trial's config as a command, at full length: without what made the trials cheap."""
-        dirs = [part for folder in self.kept.config_dirs for part in ("--config-dir", folder)]
-        return shlex.join(["python", "-m", "tuneforge", *dirs, *self.kept.fixed, *trial.user_attrs["overrides"]])
+        return command(*self.kept.fixed, *trial.user_attrs["overrides"], config_dirs=self.kept.config_dirs)
+
+    @property
+    def best_command(self) -> str:
+        """The best trial as an experiment."""
+        return command("+experiment=best", config_dirs=[self.root])
 
     def values(self, trial: FrozenTrial) -> str:
         """A complete trial's objectives."""
@@ -113,8 +117,7 @@ class Answer:
             lines.append(("again", self.command(trial)))
         if self.best:
             self.write_experiment()
-            folder = shlex.quote(str(self.root))
-            lines.append(("experiment", f"python -m tuneforge --config-dir {folder} +experiment=best"))
+            lines.append(("experiment", self.best_command))
         if self.importances:
             lines.append(("importance", ", ".join(f"{k} {v:.2f}" for k, v in self.importances.items())))
         lines += [("at the edge", edge) for edge in self.edges()]

@@ -1,23 +1,28 @@
 """`--multirun`: what was typed, through Hydra's own multirun, to a sweeper and a launcher."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from hydra._internal.execution_policy import execution_whitelist
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from tuneforge.compose import from_hydra
+from tuneforge.compose import from_hydra, named_folder
 from tuneforge.console import quiet_libraries
-from tuneforge.errors import EXIT_OK, EXIT_REFUSED, TuneforgeError
+from tuneforge.errors import EXIT_OK, EXIT_REFUSED, TuneforgeError, disk_error
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
 from tuneforge.overrides import normalise
+from tuneforge.shell import key_of
 from tuneforge.study.processes import ProcessLauncher
 from tuneforge.study.run import Outcome, run_trial
+from tuneforge.study.store import claim
 from tuneforge.study.sweeper import StudySweeper
 
 
@@ -41,11 +46,27 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
             if ours not in plugins.discover(kind):
                 plugins.register(ours)
         try:
-            with execution_whitelist(["tuneforge.*"]):
+            with _foreign_sweeper(loader, lines), execution_whitelist(["tuneforge.*"]):
                 done = hydra.multirun(CONFIG_NAME, run_trial, lines, with_log_configuration=False)
         except (HydraException, OmegaConfBaseException) as error:
             raise TuneforgeError.of([from_hydra(error)]) from error
+        except Exception as error:
+            full = disk_error(error, "the sweep")  # of study.db too, whose errors are SQLAlchemy's
+            if full is None or isinstance(error, TuneforgeError):
+                raise
+            raise full from error
     return done if isinstance(done, int) else _code_of_jobs(done)
+
+
+def _foreign_sweeper(loader: ConfigLoader, lines: list[str]) -> AbstractContextManager[object]:
+    """The claim of the sweep's folder where the sweeper is not ours: Hydra's own writes there too."""
+    if not any(key_of(line) == "hydra/sweeper" for line in lines):
+        return nullcontext()
+    node = loader.load_configuration(CONFIG_NAME, lines, RunMode.MULTIRUN).hydra
+    if node.sweeper._target_ == f"{StudySweeper.__module__}.{StudySweeper.__name__}":
+        return nullcontext()
+    folder = named_folder(node.sweep.dir, "hydra.sweep.dir")
+    return claim(folder, named=True, output_root=folder, wanted="")
 
 
 def _code_of_jobs(batches: object) -> int:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
+from tuneforge.artifacts.claim import status_of
 from tuneforge.artifacts.folder import write_text
 from tuneforge.artifacts.report import template
 from tuneforge.study import charts
@@ -23,11 +24,12 @@ def write_page(answer: "Answer") -> Path:
     page = {
         "root": answer.root.name,
         "kept": answer.kept,
+        "status": status_of(answer.root, answer.kept.status),
         "trials": trials,
         "states": {state.name.lower(): answer.count(state) for state in TrialState},
         "steps": answer.steps,
         "best": [(t.number, answer.values(t), answer.command(t)) for t in answer.best],
-        "experiment": f"python -m tuneforge --config-dir {answer.root} +experiment=best",
+        "experiment": answer.best_command,
         "importances": answer.importances,
         "edges": list(answer.edges()),
         "history": charts.history(trials, name, lower=lower) if single else None,

@@ -18,8 +18,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tuneforge.artifacts.claim import Claim, HeldError
-from tuneforge.artifacts.folder import read_json
+from tuneforge.artifacts.claim import is_held
+from tuneforge.artifacts.folder import append_text, read_json
 from tuneforge.children import GRACE, Child, end_with_parent, passing_on
 from tuneforge.console import say
 from tuneforge.errors import EXIT_BUG, EXIT_OF, EXIT_OK, Problem, TuneforgeError
@@ -123,7 +123,7 @@ class ProcessLauncher(Launcher):
         told = {"runs": [pack(run) for run in runs], "objectives": asked.objectives}
         handover.write_text(json.dumps(told), encoding="utf-8")
         log = sweep / LOGS / f"{number}.log"
-        log.parent.mkdir(exist_ok=True)
+        append_text(log, "")  # refuses a link there
         gpus = self._free.pop(0)
         self._children[number] = _Started(self._spawned(handover, gpus, log), handover, gpus, log)
         say(f"trial {number} has started{f' on GPU {gpus}' if gpus else ''}: {log}")
@@ -215,13 +215,8 @@ def _gpus() -> list[str]:
 def _left(folder: Path) -> None:
     """Return when nobody is in a trial's folder, or seems to stay: after a kill of the sweep, trials save first."""
     until = time.monotonic() + GRACE
-    while folder.is_dir() and time.monotonic() < until:
-        try:
-            Claim(folder).release()
-        except HeldError:
-            time.sleep(0.1)
-        else:
-            return
+    while is_held(folder) and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 def _as_job(ended: Ended, overrides: Sequence[str]) -> JobReturn:

@@ -15,10 +15,12 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from tuneforge.artifacts.folder import RunFolder, read_json, read_metrics
+from tuneforge.artifacts.folder import RunFolder, is_marked, read_metrics
+from tuneforge.artifacts.kept import read_record
 from tuneforge.compose import Composed, compose
 from tuneforge.errors import EXIT_BUG, EXIT_OF, EXIT_OK, EXIT_REFUSED, TuneforgeError, did_you_mean, print_problems
 from tuneforge.front import CONFIG_DIR
+from tuneforge.shell import setting
 from tuneforge.trial import Trial
 
 PLACE = "TUNEFORGE_TRIAL"
@@ -84,8 +86,8 @@ class Job:
 
     def _composed(self, folder: Path, more: Sequence[str], trial: Trial | None) -> Composed:
         # An interrupted trial goes on; one that had ended when its sweep was killed only has its numbers read again.
-        again = [f"resume={json.dumps(str(folder))}"] if (folder / "run.json").is_file() else []
-        overrides = [*self.overrides, *more, *again, f"hydra.run.dir={json.dumps(str(folder))}"]
+        again = [setting("resume", folder)] if is_marked(folder) or (folder / "run.json").is_file() else []
+        overrides = [*self.overrides, *more, *again, setting("hydra.run.dir", folder)]
         return dataclasses.replace(compose(overrides, self.config_dirs), trial=trial)
 
 
@@ -197,4 +199,4 @@ def _steps(folder: Path) -> int:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    return read_json(RunFolder(folder).record)
+    return read_record(folder)

@@ -4,12 +4,14 @@ import datetime
 import hashlib
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from urllib.parse import quote
 
 import optuna
 from omegaconf.errors import OmegaConfBaseException
@@ -18,10 +20,11 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from tuneforge.artifacts.claim import Claim, HeldError
-from tuneforge.artifacts.folder import read_json, write_json
-from tuneforge.console import say
-from tuneforge.errors import TuneforgeError
+from tuneforge.artifacts.claim import Claim, ForeignError, HeldError
+from tuneforge.artifacts.folder import is_marked, write_json
+from tuneforge.artifacts.kept import Shape, damaged, read_object
+from tuneforge.console import say, warn
+from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.schema.sweep import Direction, Sweep
 from tuneforge.study.space import Space
 from tuneforge.trial import storage_url
@@ -31,6 +34,12 @@ FILE = "sweep.json"
 
 _MAY_CHANGE = ("n_trials", "n_jobs", "timeout", "max_failure_rate", "storage", "study_name")
 """Settings that a sweep may go on with others of."""
+
+SHAPE: Shape = {
+    **dict.fromkeys(("identity", "study", "storage", "status", "written"), str),
+    **{key: [str] for key in ("objectives", "directions", "fixed", "trial", "config_dirs")},
+    "pid": int,
+}
 
 
 @dataclass
@@ -64,18 +73,19 @@ class Kept:
         """Of a sweep's folder.
 
         Raises:
-            TuneforgeError: there is none.
+            TuneforgeError: there is none, or it is damaged.
         """
-        try:
-            facts = read_json(root / FILE)
-            del facts["written"]
-            return cls(**facts)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        if not (root / FILE).is_file():
             raise TuneforgeError(
                 "not-a-sweep",
                 f"{root} has no {FILE} that can be read, so it is not the folder of a sweep",
                 fix="give the folder that --multirun wrote, under outputs/sweeps/",
-            ) from error
+            )
+        facts = read_object(root / FILE, SHAPE, "record of a sweep")
+        directions = facts["directions"]
+        if not directions or len(directions) != len(facts["objectives"]) or set(directions) - set(get_args(Direction)):
+            raise damaged(root / FILE, f"is no record of a sweep: directions is {directions}")
+        return cls(**{f.name: facts[f.name] for f in fields(cls)})
 
     def url(self, root: Path) -> str:
         """Of the study, for reading it again."""
@@ -101,14 +111,18 @@ def claim(folder: Path, *, named: bool, output_root: Path, wanted: str) -> Claim
     """
     for root in [] if named else _unfinished(output_root, wanted):
         try:
-            held = Claim(root)
+            held = Claim(root, kind="sweep", known=True)
         except HeldError as error:
             say(f"{error}, and is left to it")
             continue
         say(f"going on with {root}: a sweep of the same command that has not ended (hydra.sweep.dir=DIR starts afresh)")
         return held
     try:
-        held = Claim(folder)
+        held = Claim(folder, kind="sweep", known=_is_sweep(folder))
+    except ForeignError as error:
+        message = f"{error}, and a sweep writes only into a folder that it made, that is empty or that is a sweep"
+        fix = "name a folder that does not exist yet"
+        raise TuneforgeError("folder-not-a-run", message, path="hydra.sweep.dir", fix=fix) from error
     except HeldError as error:
         fix = "wait for it, end it, or name another folder"
         raise TuneforgeError("sweep-in-use", str(error), path="hydra.sweep.dir", fix=fix) from error
@@ -116,7 +130,12 @@ def claim(folder: Path, *, named: bool, output_root: Path, wanted: str) -> Claim
         message = f"{error.filename}: {error.strerror}"
         fix = "choose a folder that you may write to"
         raise TuneforgeError("not-writable", message, path="hydra.sweep.dir", fix=fix) from error
-    if (folder / FILE).is_file() and Kept.read(folder).identity != wanted:
+    try:
+        other = (folder / FILE).is_file() and Kept.read(folder).identity != wanted
+    except TuneforgeError:
+        held.release()
+        raise
+    if other:
         held.release()
         raise TuneforgeError(
             "other-sweep",
@@ -127,19 +146,51 @@ def claim(folder: Path, *, named: bool, output_root: Path, wanted: str) -> Claim
     return held
 
 
+def _is_sweep(folder: Path) -> bool:
+    """Whether its sweep.json is one; of before folders had markers."""
+    try:
+        Kept.read(folder)
+    except TuneforgeError:
+        return False
+    return True
+
+
 def _unfinished(output_root: Path, wanted: str) -> list[Path]:
     """Folders of sweeps with this identity that have not ended, newest first."""
     found = []
     for file in output_root.glob("sweeps/**/" + FILE):
-        facts = read_json(file)
-        if facts.get("identity") == wanted and facts.get("status") != "done":
-            found.append((str(facts.get("written")), file.parent))
+        try:
+            facts = read_object(file, SHAPE, "record of a sweep")
+        except TuneforgeError as error:
+            if is_marked(file.parent):
+                warn(Problem("damaged-file", f"{error}; its sweep is passed over"))
+            continue
+        if facts["identity"] == wanted and facts["status"] != "done":
+            found.append((facts["written"], file.parent))
     return [root for _, root in sorted(found, reverse=True)]
 
 
 def local_storage(root: Path) -> str:
     """The database beside a sweep."""
     return f"sqlite:///{(root / 'study.db').resolve()}"
+
+
+def check_database(root: Path, name: str) -> None:
+    """Nothing, where study.db of a sweep's folder holds its study. It is opened for reading alone.
+
+    Raises:
+        TuneforgeError: it is missing or damaged: Optuna would make an empty one in its place.
+    """
+    file = root / "study.db"
+    if not file.is_file():
+        raise damaged(file, "is missing")
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file.resolve()))}?mode=ro", uri=True)) as database:
+            known = [row[0] for row in database.execute("SELECT study_name FROM studies")]
+    except sqlite3.Error as error:
+        raise damaged(file, f"is no database of a sweep: {error}") from error
+    if name not in known:
+        raise damaged(file, f"has no study {name!r}, which {FILE} names")
 
 
 def open_study(storage: str, name: str, directions: Sequence[Direction]) -> optuna.Study:

@@ -7,7 +7,6 @@ of the command line; asking and telling are here: pruned trials, reasons of fail
 import dataclasses
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,28 +21,31 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from tuneforge.compose import compose, structure
+from tuneforge.artifacts import owned
+from tuneforge.compose import compose, named_folder, structure
 from tuneforge.console import say, warn
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError
 from tuneforge.front import CONFIG_DIR, groups_in_defaults
-from tuneforge.importers.translation import hydra
 from tuneforge.interpolation import leaves
 from tuneforge.overrides import normalise
 from tuneforge.samplers import is_grid, make_pruner, make_sampler
 from tuneforge.schema.check import check
 from tuneforge.schema.signature import NodeType
 from tuneforge.schema.sweep import Sweep
+from tuneforge.shell import command, setting
 from tuneforge.study.answer import Answer
 from tuneforge.study.checks import Extend, check_configs, check_search
 from tuneforge.study.run import PLACE, Outcome
 from tuneforge.study.slots import Batches, Ended, Slots
 from tuneforge.study.space import Space, override
-from tuneforge.study.store import Kept, claim, identity, local_storage, open_study
+from tuneforge.study.store import FILE, Kept, check_database, claim, identity, local_storage, open_study
 from tuneforge.targets import load, why_untrusted
 from tuneforge.trial import Trial
 
 SHARED = "shared"
 """Folder of what trials make once, in that of the sweep; gone when the sweep is done."""
+SHARED_FILES = r"\.?(rows|base)-[0-9a-f]{32}(\.[0-9a-f]{16})?\.(npz|json)"
+"""Names of the files in it (tuneforge.shared); other files there are not ours."""
 NUM_TRIALS = 20
 """Of a sweep that does not say, where it is no grid: hydra-optuna-sweeper's default."""
 
@@ -85,7 +87,7 @@ class StudySweeper(Sweeper):
         config_dirs = [Path(s.path) for s in sources if s.provider == CONFIG_DIR]
         self.space = Space.read(_params(settings, arguments, config_dirs), arguments)
         typed = {o.partition("=")[0].lstrip("+") for o in (*self.space.fixed, *self.space.swept)}
-        self.cheap = [f"{k}={hydra(v)}" for k, v in leaves(settings.trial).items() if k not in typed]
+        self.cheap = [setting(k, v) for k, v in leaves(settings.trial).items() if k not in typed]
         self.extend = _extension(settings.custom_search_space)
         shared = [*self.cheap, *self.space.fixed]
         base = check_configs(settings, self.space, shared, config_dirs, extend=self.extend, config=self.whole)
@@ -94,7 +96,12 @@ class StudySweeper(Sweeper):
         wanted = identity(base.tree, settings, self.space, self.cheap)
         named = any(o.startswith("hydra.sweep.dir=") for o in self.whole.hydra.overrides.hydra)
         output_root = Path(base.config.output_root)
-        with claim(Path(self.whole.hydra.sweep.dir), named=named, output_root=output_root, wanted=wanted) as held:
+        with claim(
+            named_folder(self.whole.hydra.sweep.dir, "hydra.sweep.dir"),
+            named=named,
+            output_root=output_root,
+            wanted=wanted,
+        ) as held:
             self.root = held.root
             return self._run(wanted, [str(d) for d in config_dirs])
 
@@ -104,6 +111,8 @@ class StudySweeper(Sweeper):
             self.whole.hydra.sweep.dir = str(self.root)
         self.storage = settings.storage or local_storage(self.root)
         chosen = self.whole.hydra.runtime.choices.get("sweep") or "sweep"
+        if not settings.storage and (self.root / FILE).is_file():  # it goes on
+            check_database(self.root, Kept.read(self.root).study)
         self.study = open_study(self.storage, settings.study_name or f"{chosen}-{wanted[:8]}", settings.directions)
         self.study.pruner = make_pruner(settings.pruner)
         kept = Kept(
@@ -121,7 +130,7 @@ class StudySweeper(Sweeper):
             code = self._all_trials()
         except KeyboardInterrupt:
             kept.write(self.root, "interrupted")
-            say(f"stopped; go on with the same command, or read what there is: tuneforge report {self.root}")
+            say(f"stopped; go on with the same command, or read what there is: {command('report', str(self.root))}")
             raise
         except TuneforgeError:
             kept.write(self.root, "failed")
@@ -130,7 +139,7 @@ class StudySweeper(Sweeper):
             self.slots.close()
         kept.write(self.root, "interrupted" if code else "done")
         if not code:
-            shutil.rmtree(self.root / SHARED, ignore_errors=True)
+            owned.remove_named(self.root / SHARED, SHARED_FILES)
         Answer.of(self.root, self.study, kept).tell()
         if code:
             say(f"stopped; go on with the same command: {self.root}")
@@ -240,7 +249,7 @@ class StudySweeper(Sweeper):
             "hydra.sweep.subdir": str(asked.trial.number),
             f"++hydra.job.env_set.{PLACE}": json.dumps(asdict(trial)),
         }
-        return [*lines, *(f"{key}={hydra(value)}" for key, value in place.items())]
+        return [*lines, *(setting(key, value) for key, value in place.items())]
 
     def _tell(self, asked: _Asked, outcome: Outcome) -> None:
         trial = asked.trial

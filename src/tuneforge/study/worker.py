@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tuneforge.artifacts.folder import read_json, write_json
-from tuneforge.console import quiet_libraries
+from tuneforge.console import quiet_libraries, unbroken_output
 from tuneforge.errors import EXIT_OK, TuneforgeError
 from tuneforge.handover import unpack
 from tuneforge.study.processes import as_told, outcome_file
@@ -19,10 +19,11 @@ def main(handover: Path) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet_libraries()
     told = read_json(handover)
-    try:
-        ended: Ended = run_all([unpack(run) for run in told["runs"]], told["objectives"])
-    except TuneforgeError as error:
-        ended = error
+    with unbroken_output():
+        try:
+            ended: Ended = run_all([unpack(run) for run in told["runs"]], told["objectives"])
+        except TuneforgeError as error:
+            ended = error
     write_json(outcome_file(handover), as_told(ended))
     return EXIT_OK
 

@@ -1,0 +1,223 @@
+"""A file of a run or sweep that is empty, cut off or another program's is named: exit code 2, no traceback."""
+
+import json
+import os
+import shutil
+import sqlite3
+
+import pytest
+
+from stand_in import ROWS, files, stand_in
+from tuneforge import resume
+from tuneforge.artifacts.folder import is_marked, read_metrics, write_json
+from tuneforge.artifacts.kept import mismatch, read_lines
+from tuneforge.cli import run
+from tuneforge.compose import compose
+from tuneforge.errors import TuneforgeError
+from tuneforge.rerun import read_run
+from tuneforge.study import store
+from tuneforge.study.answer import Answer
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "spaces": lambda content: b" \n\n",
+    "cut": lambda content: content[: len(content) // 2],
+    "a list": lambda content: b"[1]\n",
+    "a number": lambda content: b"5\n",
+    "foreign": lambda content: b'{"name": {"a": 1}}\n',
+    "binary": lambda content: bytes(range(128, 256)),
+    "deep": lambda content: b"[" * 1_500,
+}
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory):
+    import dataclasses
+
+    return dataclasses.replace(compose(), run_dir=tmp_path_factory.mktemp("made") / "run")
+
+
+@pytest.fixture(scope="module")
+def made(composed):
+    """The folder of a run."""
+    place = resume.fresh(composed)
+    with place.claim:
+        stand_in(composed, place)
+        write_json(composed.run_dir / "provenance.json", {k: o.as_dict() for k, o in composed.origins.items()})
+    return composed.run_dir
+
+
+def resumed(composed, root):
+    resume._named(composed, ROWS, str(root)).claim.release()
+
+
+READERS = {
+    "report": (lambda composed, root: run(["report", str(root)]), ("run.json", "provenance.json", "config.yaml")),
+    "plan --diff": (lambda composed, root: run(["plan", "--diff", str(root), "seed=3"]), ("run.json", "config.yaml")),
+    "--from": (lambda composed, root: read_run(root), ("run.json", "provenance.json", "config.yaml")),
+    "resume": (resumed, ("run.json", "config.yaml")),
+}
+CASES = [(r, f, d) for r, (_, kept) in READERS.items() for f in kept for d in DAMAGE]
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    """A copy of the run's folder."""
+    return shutil.copytree(made, tmp_path / "run")
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_a_damaged_file_of_a_run_is_named_by_every_reader(composed, root, capfd, case):
+    reader, file, damage = case
+    (root / "report.html").unlink()
+    (root / file).write_bytes(DAMAGE[damage]((root / file).read_bytes()))
+    before = files(root)
+    try:
+        code, said = READERS[reader][0](composed, root), ""
+    except TuneforgeError as error:
+        code, said = error.exit_code, str(error)
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err
+    if file == "config.yaml" and damage in ("foreign", "cut") and code != 2:
+        assert reader == "report" or damage == "cut"  # half of a YAML file is one, and a page shows any mapping
+        return
+    assert code == 2, printed
+    assert str(root / file) in (said + printed.err).replace("\n", "")
+    assert files(root) == before
+
+
+def test_a_line_that_was_cut_short_is_left_out_and_said_and_any_other_is_an_error(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [m["step"] for m in read_metrics(path)] == [1, 2]
+    assert "its last line (line 3) was cut short" in " ".join(capsys.readouterr().out.split())
+    for text, line in (('{"step": 1}\n{"st\n{"step": 3}\n', 2), ('{"step": 1}\n[2]\n', 2), ('{"step": "x"}\n', 1)):
+        path.write_text(text)
+        with pytest.raises(TuneforgeError, match=rf"metrics.jsonl line {line}"):
+            read_metrics(path)
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(TuneforgeError, match="it is no UTF-8"):
+        read_lines(path, {})
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_checkpoint_with_a_damaged_manifest_is_passed_over_and_stays(composed, made, tmp_path, capsys, damage):
+    root = tmp_path / "run"
+    shutil.copytree(made, root)
+    manifest = root / "checkpoints" / "step-00000004" / "manifest.json"
+    manifest.write_bytes(DAMAGE[damage](manifest.read_bytes()))
+    place = resume._named(composed, ROWS, str(root))
+    place.claim.release()
+    assert place.checkpoint == root / "checkpoints" / "step-00000002"
+    assert "step-00000004 is passed over" in " ".join(capsys.readouterr().out.split())
+    assert (manifest.parent / "state.pt").is_file()
+
+
+def test_auto_passes_over_a_run_whose_record_is_damaged_and_says_so(composed, made, tmp_path, capsys):
+    import dataclasses
+
+    shutil.copytree(made, tmp_path / "outputs" / "run")
+    (tmp_path / "outputs" / "run" / "run.json").write_text('{"ident')
+    config = dataclasses.replace(composed.config, output_root=str(tmp_path / "outputs"))
+    here = dataclasses.replace(composed, config=config, run_dir=tmp_path / "new")
+    resume._newest(here, ROWS).claim.release()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "run.json cannot be read, and its run is passed over" in said
+    assert "starting fresh" in said
+
+
+# ---- sweeps
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """A sweep's folder, with its record and its study."""
+    import optuna
+
+    root = tmp_path / "outputs" / "sweeps" / "one"
+    held = store.claim(root, named=True, output_root=tmp_path / "outputs", wanted="w")
+    store.open_study(store.local_storage(root), "s", ["minimize"])
+    store.Kept("w", "s", "", ["eval/loss"], ["minimize"], [], [], []).write(root, "running")
+    held.release()
+    assert isinstance(Answer.read(root).trials, list)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return root
+
+
+@pytest.mark.parametrize("file", ["sweep.json", "study.db"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_of_a_sweep_is_named_and_stays(swept, capsys, file, damage):
+    (swept / file).write_bytes(DAMAGE[damage]((swept / file).read_bytes()))
+    before = files(swept)
+    with pytest.raises(TuneforgeError, match=file) as raised:
+        Answer.read(swept)
+    assert raised.value.problems[0].code == ("damaged-file" if file == "sweep.json" else "no-study")
+    if file == "sweep.json":
+        output_root = swept.parents[1]
+        store.claim(swept.parent / "two", named=False, output_root=output_root, wanted="w").release()
+        assert "its sweep is passed over" in " ".join(capsys.readouterr().out.split())
+    assert files(swept) == before
+
+
+def test_a_study_that_is_missing_is_not_made_by_its_report(swept):
+    (swept / "study.db").unlink()
+    with pytest.raises(TuneforgeError, match=r"no file .*study\.db"):
+        Answer.read(swept)
+    with sqlite3.connect(swept / "study.db") as other:
+        other.execute("CREATE TABLE mine (x)")
+    other.close()
+    before = files(swept)
+    with pytest.raises(TuneforgeError, match=r"study\.db has no results to read"):
+        Answer.read(swept)
+    assert files(swept) == before
+
+
+# ---- adapters
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "a list", "binary"])
+def test_a_damaged_adapter_is_named_before_weights_load(tmp_path, file, damage):
+    import numpy as np
+    from peft import LoraConfig
+    from safetensors.numpy import save_file
+
+    from tuneforge import adapters
+
+    LoraConfig(base_model_name_or_path="x", task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    save_file({"w": np.ones(100, np.float32)}, tmp_path / "adapter_model.safetensors")
+    adapters.read_config(str(tmp_path), "model.adapter")
+    (tmp_path / file).write_bytes(DAMAGE[damage]((tmp_path / file).read_bytes()))
+    with pytest.raises(TuneforgeError) as raised:
+        adapters.read_config(str(tmp_path), "model.adapter")
+    assert raised.value.problems[0].path == "model.adapter"
+    assert str(tmp_path) in str(raised.value)
+
+
+# ---- a process that is gone
+
+
+def test_a_run_whose_process_is_gone_is_not_said_to_run(composed, made, tmp_path):
+    from tuneforge.artifacts.claim import Claim, status_of
+
+    root = tmp_path / "run"
+    shutil.copytree(made, root)
+    (root / "report.html").unlink()
+    record = json.loads((root / "run.json").read_text())
+    (root / "run.json").write_text(json.dumps(record | {"status": "running", "exit": None}))
+    assert is_marked(root)
+    with Claim(root):
+        assert status_of(root, "running") == "running"
+        assert status_of(root, "done") == "done"
+    (root / ".lock").write_text(f"process {os.getpid()} on x")  # left by a kill
+    assert run(["report", str(root)]) == 0
+    assert "interrupted (its process is gone)" in (root / "report.html").read_text()
+
+
+def test_shapes_name_the_place():
+    shape = {"a": {"*": [int]}, "b": (bool, type(None))}
+    assert mismatch({"a": {"x": [1, 2]}, "b": None, "more": 1}, shape) == ""
+    assert mismatch({"a": {"x": [1, "2"]}, "b": None}, shape) == 'a.x[1] is "2"'
+    assert mismatch({"a": {"x": 1}, "b": None}, shape) == "a.x is 1 where a list belongs"
+    assert mismatch({"a": {}}, shape) == "has no 'b'"
+    assert mismatch({"a": {"x": [True]}, "b": True}, shape) == "a.x[0] is true"
