@@ -271,9 +271,9 @@ def _forget(path: Path) -> None:
 def _not_written(target: Path, error: OSError) -> TuneforgeError:
     last, _ = newest(target.parent)
     left = f"the last good checkpoint is {last.name}" if last else "there is no checkpoint yet"
-    return TuneforgeError(
-        "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "checkpoint-not-written",
-        f"{target} could not be written: {_why(error)}; {left}",
-        path="output_root",
-        fix=f"free some space, or see who may write there; then {typed('resume', target.parent.parent)}",
-    )
+    message = f"{target} could not be written: {_why(error)}; {left}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = f"free some space; then {typed('resume', target.parent.parent)}"
+        return TuneforgeError("disk-full", message, path="output_root", fix=fix)
+    fix = f"see who may write there; then {typed('resume', target.parent.parent)}"
+    return TuneforgeError("checkpoint-not-written", message, path="output_root", fix=fix)
