@@ -1,6 +1,7 @@
 """What becomes of each column and turn key of a sample: used, listed as metadata, named in a warning, or refused."""
 
 import json
+import random
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from helpers import make_tokenizer
-from tuneforge.data.columns import assign, drop
+from tuneforge.data.columns import assign, check_columns, drop
 from tuneforge.data.formats import convert, recognise
+from tuneforge.data.reading import read_examples
 from tuneforge.data.renderer import Renderer
 from tuneforge.data.rows import Row
 from tuneforge.data.source import Source, general_examples, read
@@ -289,6 +291,12 @@ def test_a_blank_flag_says_nothing() -> None:
     assert example({"instruction": "hi", "output": "ho", "weight": "", "train": None}).answers == [1]
 
 
+def test_a_plugins_format_may_read_columns_of_any_name() -> None:
+    given = rows({"front": "a"})
+    check_columns({"face": "front"}, given, "flashcards.cards.card")
+    assert refused(check_columns, {"face": "front"}, given).code == "unknown-column"
+
+
 def test_a_layout_says_what_it_takes_for_what(tmp_path: Path, capsys: Any) -> None:
     dolly = [{"instruction": f"{i}", "context": "you", "response": "ho", "category": "qa"} for i in range(4)]
     found = source(write(tmp_path / "r.jsonl", *dolly))
@@ -400,6 +408,89 @@ def test_an_unusual_order_of_turns_is_kept_and_said(turns: Any, said: str, tmp_p
     printed = " ".join(capsys.readouterr().out.split())
     assert f"1 with {said}" in printed
     assert "data.path (r.jsonl:1): of 2 conversations" in printed
+
+
+# Anything
+
+
+VALUES: list[Any] = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        0.5,
+        float("nan"),
+        "",
+        " ",
+        "hi",
+        "[]",
+        "[1]",
+        '[["x", "y"]]',
+        "{",
+        [],
+        {},
+        [1],
+        [[]],
+        [None],
+    ),
+    *([["x", "y"]], [["x"]], {"a": 1}, [{}], [USER], [ANSWER], [USER, ANSWER], [HUMAN, GPT], [SYSTEM, USER, ANSWER]),
+    *(
+        [USER, ANSWER | {"train": 0}],
+        [USER | {"from": 3}, ANSWER],
+        [{"role": [], "content": {}}],
+        json.dumps([USER, ANSWER]),
+    ),
+]
+COLUMNS = [
+    *(
+        "messages",
+        "conversations",
+        "prompt",
+        "completion",
+        "instruction",
+        "input",
+        "output",
+        "text",
+        "system",
+        "context",
+    ),
+    *(
+        "system_prompt",
+        "history",
+        "tools",
+        "train",
+        "weight",
+        "mask",
+        "question",
+        "answer",
+        "summary",
+        "id",
+        "split",
+        "x",
+    ),
+]
+
+
+def test_any_row_is_read_or_refused(tmp_path: Path, capsys: Any) -> None:
+    generator = random.Random(5)
+    read_rows, problems = 0, []
+    for _ in range(1500):
+        given = [
+            {name: generator.choice(VALUES) for name in generator.sample(COLUMNS, generator.randint(1, 6))}
+            for _ in range(generator.randint(1, 3))
+        ]
+        try:
+            found = read_examples(rows(*given), on_bad="skip")
+        except TuneforgeError as error:
+            problems += error.problems
+            continue
+        assert all(one.messages or one.completion or one.text for one in found.examples)
+        read_rows += len(found.examples)
+    assert read_rows > 40
+    assert len(problems) > 400
+    assert [problem for problem in problems if not problem.message or not problem.fix] == []
 
 
 # Other files

@@ -50,19 +50,23 @@ _METADATA_FORM = re.compile(
 _SHOWN = 8
 
 
-def check_columns(given: Columns, rows: Sequence[Row]) -> None:
-    """Refuse an assignment to a column that no format reads, or of one that no row has."""
+def check_columns(given: Columns, rows: Sequence[Row], form: str = "auto") -> None:
+    """Refuse an assignment to a column that no format reads, or of one that no row has.
+
+    A plugin's format may read columns of any name.
+    """
+    known_names = NAMES if "." not in form else tuple(given)
     have = {name for row in rows for name in row.fields}
     for ours, own in given.items():
         if own is None and ours not in have:
             message, known = f"the rows have no column {ours!r} to leave unread", have
-        elif own is not None and ours not in NAMES:
+        elif own is not None and ours not in known_names:
             message, known = f"no format reads a column {ours!r}", set(NAMES)
         elif own is not None and own not in have:
             message, known = f"the rows have no column {own!r}", have
         else:
             continue
-        wrong = ours if own is None or ours not in NAMES else own
+        wrong = ours if own is None or ours not in known_names else own
         raise TuneforgeError("unknown-column", message, path=f"data.columns.{ours}", fix=did_you_mean(wrong, known))
 
 

@@ -61,7 +61,7 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
         TuneforgeError: a file, row or split that cannot be used, named.
     """
     rows: list[Row] = make(node)
-    check_columns(data.columns, rows)
+    check_columns(data.columns, rows, data.format)
     if TAG not in data.columns:
         rows = by_column(rows, KEY)
     read = read_examples(rows, data.format, data.columns, data.on_bad)
