@@ -5,6 +5,7 @@ from tokenizers import pre_tokenizers
 
 from chats import HEADERS, OPTIONS, chat, taught, tokenizer_with
 from helpers import make_tokenizer
+from tuneforge.callbacks.start_checks import check_labels
 from tuneforge.data.control_text import CUT, map_texts
 from tuneforge.data.encode import encode
 from tuneforge.data.formats import Example
@@ -161,3 +162,16 @@ def test_what_marks_an_escape_cannot_be_in_a_text_that_is_escaped():
         encode(rows, tokenizer, **OPTIONS, special_tokens="escape")
     documents = encode(rows, tokenizer, **OPTIONS, special_tokens="escape", on_bad="skip").documents
     assert CUT in tokenizer.decode(documents[0].input_ids)
+
+
+def test_an_end_of_turn_that_is_not_special_is_no_missing_end(capsys):
+    for template, missing in (
+        (HEADERS, False),
+        (CHATML, False),
+        ("{{ messages | map(attribute='content') | join }}", True),
+    ):
+        tokenizer = tokenizer_with(template)
+        documents = encode([chat("a?", "one"), chat("b?", "two")], tokenizer, **OPTIONS).documents
+        capsys.readouterr()
+        check_labels(documents, tokenizer, "assistant", turn_marks(tokenizer).end_ids)
+        assert ("do not end in an end-of-turn token" in capsys.readouterr().out) is missing
