@@ -6,6 +6,7 @@ import optuna
 import pytest
 
 import tuneforge.samplers
+from tuneforge.artifacts.folder import MARK
 
 REFUSED = {
     "key": (["optim.lrr=1e-4,1e-3"], "optim.lrr (optim.lrr=1e-4,1e-3): there is no such key", "did you mean 'lr'"),
@@ -100,7 +101,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_its_first_trial(name, refused,
     said = refused("-m", *arguments)
     assert [w for w in wanted if w not in said] == [], said
     assert "secret" not in said
-    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.name not in (".lock", "study.db")] == []
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.name not in (MARK, ".lock", "study.db")] == []
 
 
 def test_there_are_that_many_ways():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tuneforge.artifacts.folder import MARK
 from tuneforge.errors import RefusedError
 from tuneforge.lr_find import smoothed, suggestion
 
@@ -23,7 +24,7 @@ def test_it_suggests_a_rate_that_learns_and_leaves_a_plot(command):
     assert f"suggested {found['suggested']:.4g}" in page or f"optim.lr={found['suggested']:g}</code>" in page
     assert page.count('<path class="main"') == 1
     assert "http" not in page.replace("http-equiv", "")
-    assert {p.name for p in ran.folder.iterdir()} == {"lr_find.json", "lr_find.png", "report.html"}
+    assert {p.name for p in ran.folder.iterdir()} == {MARK, "lr_find.json", "lr_find.png", "report.html"}
     tuned = command(*FEW[:-1], f"optim.lr={found['suggested']:g}", "trainer.max_steps=8")
     # Of the same rows: train losses are each of other rows.
     before, after = (tuned.record["metrics"][moment]["eval/loss"] for moment in ("before", "after"))

@@ -7,6 +7,8 @@ import torch
 import yaml
 
 from helpers import SHORT
+from tuneforge.artifacts.folder import MARK
+from tuneforge.artifacts.owned import RESULTS
 from tuneforge.compat import enable_checkpointing, is_4bit
 from tuneforge.data.batches import Collate, Rows
 from tuneforge.data.encode import IGNORE, encode
@@ -76,7 +78,7 @@ def test_the_run_folder_holds_what_the_readme_says(command):
     names = {p.name for p in ran.folder.iterdir()}
     assert names == {
         *("adapter", "checkpoints", "config.yaml", "metrics.jsonl", "provenance.json"),
-        *("report.html", "run.json", "tensorboard"),
+        *("report.html", "run.json", "tensorboard", MARK, RESULTS),
     }
     assert ran.record["status"] == "done"
     assert ran.record["exit"] == 0

@@ -16,14 +16,21 @@ def run(request: Request) -> int:
             "no-folder", f"report wants one folder, got {len(request.words)}", fix="tuneforge report RUN, or a sweep's"
         )
     root = Path(request.words[0])
-    for file in (root / "report.html", root / "experiment" / "best.yaml"):
-        if file.exists() and not is_marked(root):
-            message = f"{file} exists, and {root} has no marker, so that it may not be what a run wrote"
-            raise TuneforgeError("file-exists", message, fix="move the file away; nothing is overwritten")
     if (root / "run.json").is_file():
+        _refuse_to_overwrite(root)
         say(str(write_report(root)))
         return EXIT_OK
     from tuneforge.study.answer import Answer
 
-    Answer.read(root).tell()
+    answer = Answer.read(root)
+    _refuse_to_overwrite(root)
+    answer.tell()
     return EXIT_OK
+
+
+def _refuse_to_overwrite(root: Path) -> None:
+    """Nothing, where the page and the experiment are not there, or the folder has the marker of a run or sweep."""
+    for file in (root / "report.html", root / "experiment" / "best.yaml"):
+        if file.exists() and not is_marked(root):
+            message = f"{file} exists, and {root} has no marker, so that it may not be what a run wrote"
+            raise TuneforgeError("file-exists", message, fix="move the file away; nothing is overwritten")
