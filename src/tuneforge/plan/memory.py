@@ -229,15 +229,17 @@ def _moments_of_full(shape: ModelShape, run: _Run, terms: _Terms, widest: int) -
     """Training every weight adds autocast's copies of them, and gradients on their way into the accumulated ones."""
     compute, stored, head = run.compute_bytes, run.trainable_bytes, shape.head_width * shape.hidden_size
     embedding = shape.vocab_size * shape.hidden_size
-    # Autocast caches its copies until the forward pass ends; without checkpointing the backward pass needs them all.
+    # Lightning switches autocast's cache off: a copy lives as long as the backward pass of its product needs it. Under
+    # checkpointing that is one layer at a time, and the head, which is never recomputed.
     copies = (shape.linear_parameters() + head) * compute if run.casts else 0
     held = 0 if run.gradient_checkpointing else copies
+    forward = max(held, head * compute if run.casts else 0)
     # The two gradients of a tied embedding are summed before they are accumulated: the head's waits for the other.
     waiting = head * stored if shape.tied_embeddings and not shape.num_classes else 0
     scores = terms.scores * compute
     return [
-        _Moment(terms.kept, terms.scores * (compute + 8), copies),
-        _Moment(terms.kept, terms.loss, max(held, head * compute if run.casts else 0)),
+        _Moment(terms.kept, terms.scores * (compute + 8), forward),
+        _Moment(terms.kept, terms.loss, forward),
         _Moment(terms.kept, 2 * scores, held + head * (compute + stored)),
         _Moment(terms.backward, scores, held + waiting + widest * (compute + stored)),
         _Moment(0, scores, 2 * waiting + embedding * stored),
