@@ -207,3 +207,37 @@ def test_several_templates_need_a_default_or_a_choice():
     assert "model.chat_template=tool_use" in raised.value.problems[0].fix
     assert "tool_use" in choose_template(tokenizer, "tool_use")  # the advice
     assert taught(encode([chat("a?", "one")], tokenizer, **OPTIONS).documents, tokenizer) == ["one<|im_end|>"]
+
+
+ODD = {
+    "two answers in a row": (("user", "q"), ("assistant", "a1"), ("assistant", "a2")),
+    "no last answer": (("user", "q"), ("assistant", "a1"), ("user", "q2")),
+    "a tool": (("user", "q"), ("assistant", "call"), ("tool", "result"), ("assistant", "final")),
+    "no reasoning": (("user", "q"), ("assistant", "<think>\n\n</think>\n\nfinal")),
+    "text before reasoning": (("user", "q"), ("assistant", "hm <think>x</think>final")),
+    "an echo": (("user", "same"), ("assistant", "same"), ("user", "same"), ("assistant", "same")),
+    "whitespace": (("user", " q \n"), ("assistant", "\n  code:\n    x\n"), ("user", "q2 "), ("assistant", " b ")),
+    "private characters": (("user", "q \U000f5a10"), ("assistant", "a\U000f5a11b")),
+    "the placeholder": (("user", "Zqxj"), ("assistant", "Zqxj Zqxj")),
+}
+REWRITING = (SYSTEM_IN_LAST_TURN, THINKS_OPENED, THINKS_UNOPENED, THINKS_IN_LAST)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_conversations_are_taught_whole_or_refused_by_row(name):
+    messages = tuple({"role": role, "content": content} for role, content in ODD[name])
+    for template in (*(template for template, _ in ORDINARY.values()), *REWRITING):
+        tokenizer = tokenizer_with(template)
+        documents, refusals = [], []
+        try:
+            documents = encode([Example(messages=messages, origin="t:1")], tokenizer, **OPTIONS).documents
+        except TuneforgeError as error:
+            refusals = [problem.code for problem in error.problems]
+        if refusals:
+            assert template in REWRITING
+            assert set(refusals) <= set(rendering.ROW_CODES)
+            continue
+        found = "".join("".join(text.split()) for text in taught(documents, tokenizer))
+        for role, content in ODD[name]:
+            rest = content.removeprefix("<think>\n") if template == THINKS_OPENED else content
+            assert ("".join(rest.split()) in found) or role != "assistant"
