@@ -1,31 +1,33 @@
 """Optimizers by the names of conf/optim: parameter groups in, optimizer out."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from tuneforge.schema.types import NonNegative, PositiveFloat, Probability
+from tuneforge.schema.types import Epsilon, LearningRate, PositiveFloat, Probability, Range
 
 Groups = list[dict[str, Any]]
+Betas = tuple[Probability, Probability]
+"""Decay of the first and of the second moment."""
 
 
 def adamw(
-    groups: Groups, /, *, lr: PositiveFloat, betas: tuple[float, float] = (0.9, 0.999), eps: NonNegative = 1e-8
+    groups: Groups, /, *, lr: LearningRate, betas: Betas = (0.9, 0.999), eps: Epsilon = 1e-8
 ) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101), fused into one kernel a step where the device has it."""
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=_all_floating(groups))
 
 
 def adamw_8bit(
-    groups: Groups, /, *, lr: PositiveFloat, betas: tuple[float, float] = (0.9, 0.999), eps: NonNegative = 1e-8
+    groups: Groups, /, *, lr: LearningRate, betas: Betas = (0.9, 0.999), eps: Epsilon = 1e-8
 ) -> torch.optim.Optimizer:
     """AdamW with 8-bit states (arXiv 2110.02861)."""
     return _of_bitsandbytes("AdamW8bit", groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
 
 
 def paged_adamw_8bit(
-    groups: Groups, /, *, lr: PositiveFloat, betas: tuple[float, float] = (0.9, 0.999), eps: NonNegative = 1e-8
+    groups: Groups, /, *, lr: LearningRate, betas: Betas = (0.9, 0.999), eps: Epsilon = 1e-8
 ) -> torch.optim.Optimizer:
     """AdamW with 8-bit states, paged to host memory on CUDA (arXiv 2305.14314); `adamw_8bit` elsewhere."""
     if _devices(groups) != {"cuda"}:
@@ -34,7 +36,12 @@ def paged_adamw_8bit(
 
 
 def adafactor(
-    groups: Groups, /, *, lr: PositiveFloat, beta2_decay: float = -0.8, clip_threshold: PositiveFloat = 1.0
+    groups: Groups,
+    /,
+    *,
+    lr: LearningRate,
+    beta2_decay: Annotated[float, Range(ge=-1, le=0)] = -0.8,
+    clip_threshold: PositiveFloat = 1.0,
 ) -> torch.optim.Optimizer:
     """Adafactor (arXiv 1804.04235) at a fixed rate, not scaled by the weights: an adapter's start at 0."""
     from transformers.optimization import Adafactor
@@ -50,13 +57,13 @@ def adafactor(
     )
 
 
-def lion(groups: Groups, /, *, lr: PositiveFloat, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.Optimizer:
+def lion(groups: Groups, /, *, lr: LearningRate, betas: Betas = (0.9, 0.99)) -> torch.optim.Optimizer:
     """Lion (arXiv 2302.06675): the sign of the momentum; one state a weight."""
     return _of_bitsandbytes("Lion", groups, lr=lr, betas=(betas[0], betas[1]))
 
 
 def muon(
-    groups: Groups, /, *, lr: PositiveFloat, momentum: Probability = 0.95, betas: tuple[float, float] = (0.9, 0.95)
+    groups: Groups, /, *, lr: LearningRate, momentum: Probability = 0.95, betas: Betas = (0.9, 0.95)
 ) -> torch.optim.Optimizer:
     """Muon for matrices, AdamW for the rest, at one rate.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuneforge.methods.base import TargetedMethod
-from tuneforge.schema.types import Fraction, NonNegative, PositiveInt, Probability
+from tuneforge.schema.types import Fraction, NonNegative, PositiveInt, Probability, Size
 
 UNKNOWN_STEPS = 10**6
 """PEFT wants the number of steps when the adapter is built; `on_start` puts in the real one."""
@@ -26,11 +26,11 @@ class AdaLora(TargetedMethod):
     splits = False
     reads_gradients: ClassVar[bool] = True
 
-    r: PositiveInt = 8
+    r: Size = 8
     """Mean rank at the end."""
-    init_r: PositiveInt = 12
+    init_r: Size = 12
     """Rank at the start; the paper's 1.5 x r."""
-    lora_alpha: PositiveInt = 32
+    lora_alpha: Size = 32
     """The update is scaled by lora_alpha / rank."""
     lora_dropout: Probability = 0.0
     """Dropout on the adapter's input."""

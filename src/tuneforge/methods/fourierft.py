@@ -6,7 +6,7 @@ from peft import FourierFTConfig
 from transformers import PreTrainedModel
 
 from tuneforge.methods.base import TargetedMethod
-from tuneforge.schema.types import Count, PositiveFloat, PositiveInt
+from tuneforge.schema.types import Count, PositiveFloat, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class FourierFt(TargetedMethod):
 
     footprint = "vectors"
 
-    n_frequency: PositiveInt = 1000
+    n_frequency: Size = 1000
     """Coefficients a matrix (the paper's 1000 for 7B models)."""
     scaling: PositiveFloat = 150.0
     """The update is scaled by this (the paper: 100 to 150 for language models, 300 for instruction tuning)."""

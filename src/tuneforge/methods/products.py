@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from peft import LoHaConfig, LoKrConfig
 from transformers import PreTrainedModel
 
 from tuneforge.methods.base import TargetedMethod
-from tuneforge.schema.types import PositiveInt, Probability
+from tuneforge.schema.types import Probability, Range, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +17,9 @@ class LoHa(TargetedMethod):
 
     not_on_conv1d: ClassVar[Mapping[str, str]] = {"": "LoHa has no layer for it"}
 
-    r: PositiveInt = 8
+    r: Size = 8
     """Rank of each factor."""
-    alpha: PositiveInt = 16
+    alpha: Size = 16
     """The update is scaled by alpha / r."""
     module_dropout: Probability = 0.0
     """Probability that a module's whole update is left out of a step."""
@@ -40,7 +40,7 @@ class LoKr(LoHa):
 
     not_on_conv1d: ClassVar[Mapping[str, str]] = {"": "LoKr has no layer for it"}
 
-    decompose_factor: int = -1
+    decompose_factor: Literal[-1] | Annotated[int, Range(ge=2, le=1_000_000)] = -1
     """Size of the small matrix; -1: near the square root of the width."""
 
     def peft_config(self, model: PreTrainedModel) -> LoKrConfig:  # type: ignore[override]

@@ -18,7 +18,7 @@ from peft import (
 from transformers import PreTrainedModel
 
 from tuneforge.methods.base import PeftMethod, with_fp32_head
-from tuneforge.schema.types import PositiveInt
+from tuneforge.schema.types import Size
 
 
 class Prompted(PeftMethod):
@@ -39,7 +39,7 @@ class Prompted(PeftMethod):
 class PromptTuning(Prompted):
     """Trained embeddings as the first tokens (arXiv 2104.08691)."""
 
-    num_virtual_tokens: PositiveInt = 20
+    num_virtual_tokens: Size = 20
     """How many (the paper finds little beyond 20)."""
 
     @property
@@ -56,7 +56,7 @@ class PromptTuning(Prompted):
 class PTuning(PromptTuning):
     """Trained embeddings out of a small network, which trains more steadily (arXiv 2103.10385)."""
 
-    encoder_hidden_size: PositiveInt = 128
+    encoder_hidden_size: Size = 128
     """Width of the network."""
 
     def loaded(self, model: PreTrainedModel, adapter: str, config: PeftConfig) -> PeftModel:
@@ -82,7 +82,7 @@ class PrefixTuning(Prompted):
     checkpoints = False
     """Recomputation would append to the cache that carries the prefix."""
 
-    num_virtual_tokens: PositiveInt = 20
+    num_virtual_tokens: Size = 20
     """How many (the paper: 10 for tables, 200 for summaries)."""
 
     def peft_config(self, model: PreTrainedModel) -> PrefixTuningConfig:

@@ -7,6 +7,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from tuneforge.methods.lora import Lora
+from tuneforge.schema.types import NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class QLora8bit(Lora):
     exact = False
     quantises = 8
 
-    int8_threshold: float = 6.0
+    int8_threshold: NonNegative = 6.0
     """Activations above this are outliers (section 3.2 of the paper)."""
 
     def quantization_config(self, dtype: torch.dtype) -> Any:

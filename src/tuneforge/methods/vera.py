@@ -6,7 +6,7 @@ from peft import VeraConfig
 from transformers import PreTrainedModel
 
 from tuneforge.methods.base import TargetedMethod
-from tuneforge.schema.types import Count, PositiveFloat, PositiveInt, Probability
+from tuneforge.schema.types import Count, PositiveFloat, Probability, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Vera(TargetedMethod):
 
     footprint = "vectors"
 
-    r: PositiveInt = 256
+    r: Size = 256
     """Rank of the shared matrices (the paper's 256 to 1024)."""
     vera_dropout: Probability = 0.0
     """Dropout on the adapter's input."""

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -16,7 +17,7 @@ from tuneforge.schema.signature import (
     members,
     read_signature,
 )
-from tuneforge.schema.types import Home, Range
+from tuneforge.schema.types import LARGEST, LARGEST_INT, Home, Range
 from tuneforge.shell import local_path
 from tuneforge.targets import why_borrowed, why_untrusted
 
@@ -153,8 +154,9 @@ class _Walk:
                 if alternative.outer is dict and isinstance(value, Mapping):
                     return {k: self.value(v, alternative.inner[1], f"{path}.{k}") for k, v in value.items()}
                 if alternative.outer is not dict and isinstance(value, list | tuple):
-                    return [self.value(v, alternative.inner[0], path) for v in value]
-        for alternative in members(type_):
+                    return self.items(value, alternative, path)
+        # 1 is an integer where integers are allowed (a number of steps), and 1.0 is not (the whole run).
+        for alternative in sorted(members(type_), key=lambda a: _scalar(a) is not type(value)):
             fits, coerced = _fits(value, alternative)
             if fits:
                 return coerced
@@ -162,8 +164,32 @@ class _Walk:
         choices = [str(c) for a in members(type_) if get_origin(a) is Literal for c in get_args(a)]
         close = near(str(value), choices) if isinstance(value, str) else []
         fix = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+        if isinstance(value, int | float) and not _bounded(value):
+            fix = f"numbers are finite and at most {LARGEST:g}, integers at most {LARGEST_INT}"
         self.report("wrong-value", path, f"must be {wanted}, got {_shown(value)}", fix)
         return value
+
+    def items(self, value: list[Any] | tuple[Any, ...], type_: Of, path: str) -> list[Any]:
+        """The items of a list; of a pair and the like, each against its own type."""
+        types = type_.inner
+        if len(types) > 1 and len(value) != len(types):
+            self.report("wrong-value", path, f"must be {_described(type_)}, got {_shown(value)}")
+            return list(value)
+        if len(types) == 1:
+            types = types * len(value)
+        return [self.value(v, t, path) for v, t in zip(value, types, strict=True)]
+
+
+def _scalar(type_: Any) -> Any:
+    """The type that a constrained type constrains, or the type itself."""
+    return get_args(type_)[0] if get_origin(type_) is Annotated else type_
+
+
+def _bounded(value: float) -> bool:
+    """Whether a number is one that any option takes; NaN and infinities are not."""
+    if isinstance(value, int):
+        return abs(value) <= LARGEST_INT
+    return math.isfinite(value) and abs(value) <= LARGEST
 
 
 def _fits(value: Any, type_: Any) -> tuple[bool, Any]:
@@ -183,8 +209,12 @@ def _fits(value: Any, type_: Any) -> tuple[bool, Any]:
         return fits and all(c.holds(coerced) for c in constraints if isinstance(c, Range)), coerced
     if type_ is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number, float(value) if number else value
-    if type_ in (int, str, bool):
+        # An integer may be too large to become a float at all.
+        fits = number and abs(value) <= LARGEST and _bounded(value)
+        return fits, float(value) if fits else value
+    if type_ is int:
+        return type(value) is int and _bounded(value), value
+    if type_ in (str, bool):
         return type(value) is type_, value
     if type_ in (list, dict):
         return isinstance(value, type_), value
@@ -200,7 +230,11 @@ def _described(type_: Any) -> str:
     if isinstance(type_, NodeType):
         return "a mapping"
     if isinstance(type_, Of):
-        return f"a list of {_described(type_.inner[0])}" if type_.outer is not dict else "a mapping"
+        if type_.outer is dict:
+            return "a mapping"
+        several = len(type_.inner) > 1
+        kinds = " or ".join(dict.fromkeys(map(_described, type_.inner)))
+        return f"a list of {len(type_.inner)}, each {kinds}" if several else f"a list of {kinds}"
     if get_origin(type_) is Literal:
         return " or ".join(repr(c) for c in get_args(type_))
     if get_origin(type_) is Annotated:

@@ -1,9 +1,9 @@
 """Where rows come from and how they become batches."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from tuneforge.schema.types import Count, LocalPath, Pluggable, PositiveInt, Probability
+from tuneforge.schema.types import Count, LocalPath, Pluggable, PositiveInt, Probability, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,5 +83,5 @@ class Data(Pluggable):
     """Use at most this many rows of each split, picked by seed (0: all)."""
     shuffle_answers: bool = False
     """Control run: train answers are dealt to other prompts, so that only the format can be learnt."""
-    num_workers: Count = 0
+    num_workers: Annotated[int, Range(ge=0, le=1024)] = 0
     """Processes that collate batches. Rows are tokenised up front, so 0 is fast enough for most runs."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tuneforge.schema.types import Pluggable, PositiveFloat
+from tuneforge.schema.types import LearningRate, Pluggable, PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +11,7 @@ class Method(Pluggable):
 
     name: str
     """The option's name, as run.json records it."""
-    lr: dict[str, PositiveFloat]
+    lr: dict[str, LearningRate]
     """Starting learning rate for each objective; `optim.lr` picks from it."""
     clip: PositiveFloat = 1.0
     """Global gradient norm to clip to; `trainer.gradient_clip_val` reads it."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tuneforge.schema.types import LocalPath, PositiveFloat, Range
+from tuneforge.schema.types import Factor, LocalPath, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class Combination:
     """cat: the exact weighted sum of the updates, at the sum of the ranks; svd: its best approximation at the largest
     rank. The others add A and B matrices apart and want equal ranks: linear as they are, ties without weights that
     disagree in sign (arXiv 2306.01708), dare after dropping weights by chance (arXiv 2311.03099)."""
-    weights: list[float] | None = None
+    weights: list[Annotated[float, Range(ge=-100, le=100)]] | None = None
     """Weight of each adapter; null: the same for all, adding up to 1."""
     density: Annotated[float, Range(gt=0, lt=1)] = 0.5
     """Share of the weights that ties and dare keep."""
@@ -32,8 +32,9 @@ class Model:
     """Branch, tag or commit of a hub id; a full commit hash is required with `trust_remote_code`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Storage type of frozen weights. auto: bfloat16 where the device computes in it, else float32."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """transformers' own names. All of these mask the documents of a packed row (checked at start-up)."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
+    """transformers' own names. auto: sdpa where the architecture has it, else eager. All of these mask the documents
+    of a packed row (checked at start-up)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the weights. Off; needs a pinned `revision` when on."""
     adapter: LocalPath | list[LocalPath] | None = None
@@ -46,7 +47,7 @@ class Model:
     """Tokens to add to the vocabulary; their embeddings are trained and saved, the other tokens' stay."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """scratch: the architecture and tokenizer of `path` with new random weights."""
-    lr_scale: PositiveFloat = 1.0
+    lr_scale: Factor = 1.0
     """Multiplies the method's learning rate. Methods' rates are for models thousands of units wide; with Adam the best
     rate falls as one over the width (arXiv 2203.03466)."""
     torch_compile: bool = False

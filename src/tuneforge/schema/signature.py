@@ -370,6 +370,8 @@ class _Types:
             alternatives = [m for i in inner for m in members(self.read(i))] + ([None] if head == "Optional" else [])
             return Any if Any in alternatives else OneOf(tuple(alternatives))
         outer = _BUILTINS.get(head)
+        if outer is tuple and not any(isinstance(i, ast.Constant) and i.value is ... for i in inner):
+            return Of(outer, tuple(self.read(i) for i in inner))
         if outer in (list, tuple):
             return Of(outer, (self.read(inner[0]),))
         if outer in (dict, Mapping):

@@ -1,17 +1,21 @@
 """What is learnt, with what optimizer, schedule, batch and loop."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from tuneforge.schema.types import (
     Count,
+    Decay,
+    Factor,
     Fraction,
+    LearningRate,
     LocalPath,
     NonNegative,
     Pluggable,
-    PositiveFloat,
     PositiveInt,
     Probability,
+    Range,
+    Size,
 )
 
 
@@ -23,15 +27,15 @@ class TaskRecipe(Pluggable):
     """The option's name."""
     objective: str
     """sft, pretrain, continued or classification; the key into a method's learning-rate table."""
-    rank: PositiveInt = 16
+    rank: Size = 16
     """Adapter rank that suits the task: 8 standard, 16 instruction and chat, 32 code, 64 domain."""
-    alpha: PositiveInt = 32
+    alpha: Size = 32
     """Adapter scale; 2 x rank, so that the learning rate is the one thing to tune."""
     dropout: Probability = 0.0
     """Adapter dropout: 0 above 100k rows, 0.05 to 0.1 below."""
     targets: str | list[str] = "all-linear"
     """Modules an adapter attaches to: all-linear, or names of linear modules."""
-    lr_scale: PositiveFloat = 1.0
+    lr_scale: Factor = 1.0
     """Multiplies the method's learning rate: 0.5 for code, 0.25 for a domain, 1.5 for a few hundred rows."""
     max_length: PositiveInt = 1024
     """What `data.max_length=auto` becomes where the model has the positions: longer rows cost memory few rows need."""
@@ -43,9 +47,9 @@ class TaskRecipe(Pluggable):
 class Optim(Pluggable):
     """The optimizer; its own knobs come from its `_target_`."""
 
-    lr: PositiveFloat
+    lr: LearningRate
     """Peak learning rate."""
-    weight_decay: NonNegative = 0.01
+    weight_decay: Decay = 0.01
     """Decoupled decay of weight matrices; norms, biases and embeddings are never decayed."""
     state_bytes: NonNegative = 8
     """Bytes of optimizer state a trained weight costs, for the memory estimate: AdamW keeps two fp32 numbers."""
@@ -76,7 +80,7 @@ class Batch:
 class Trainer:
     """The loop, in Lightning's own names."""
 
-    max_epochs: PositiveFloat = 1.0
+    max_epochs: Annotated[float, Range(gt=0, le=1_000_000)] = 1.0
     """Passes over the train rows; fractions are allowed."""
     max_steps: PositiveInt | None = None
     """Optimizer steps; given, it wins over `max_epochs`."""
@@ -94,7 +98,8 @@ class Trainer:
     activation_offload: bool = False
     """Keep what the backward pass needs in host memory meanwhile: the least device memory, at the speed of the bus."""
     val_check_interval: Fraction | PositiveInt = 0.2
-    """Evaluate every N optimizer steps, or every fraction of the run (0.2: five times)."""
+    """Evaluate every N optimizer steps (an integer: 1 is each step), or every fraction of the run (a number with a
+    point: 0.2 is five times, 1.0 once at the end). 0: at the end alone."""
     log_every_n_steps: PositiveInt = 1
     """Optimizer steps between two lines of metrics.jsonl."""
     deterministic: bool = False
@@ -147,9 +152,9 @@ class Sanity:
 class LrFind:
     """The range test of `tuneforge lr_find`; a run reads none of it."""
 
-    lowest: PositiveFloat = 1e-6
+    lowest: LearningRate = 1e-6
     """Learning rate of the first step."""
-    highest: PositiveFloat = 1.0
+    highest: LearningRate = 1.0
     """Learning rate of the last step, if the loss has not diverged before."""
     steps: PositiveInt = 80
     """Optimizer steps from one to the other."""

@@ -42,10 +42,24 @@ class Home:
 LocalPath = Annotated[str, Home()]
 PositiveInt = Annotated[int, Range(ge=1)]
 Count = Annotated[int, Range(ge=0)]
+Size = Annotated[int, Range(ge=1, le=1_000_000)]
+"""A width, rank or number of vectors: memory is allocated for it."""
 PositiveFloat = Annotated[float, Range(gt=0)]
 NonNegative = Annotated[float, Range(ge=0)]
 Fraction = Annotated[float, Range(ge=0, le=1)]
 Probability = Annotated[float, Range(ge=0, lt=1)]
+LearningRate = Annotated[float, Range(gt=0, le=100)]
+Factor = Annotated[float, Range(gt=0, le=1_000_000)]
+"""Multiplies a learning rate."""
+Decay = Annotated[float, Range(ge=0, le=100)]
+"""Weight decay, a share of the learning rate."""
+Epsilon = Annotated[float, Range(gt=0, le=1)]
+"""Added to the root of a second moment: 0 divides by 0 where a gradient is 0, and a large one stops all learning."""
+
+LARGEST = 1e12
+"""No option takes a number beyond this, in either direction, nor one that is not finite."""
+LARGEST_INT = 2**63 - 1
+"""Integers fit into 64 bits."""
 
 
 class Pluggable:
