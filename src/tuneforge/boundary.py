@@ -40,6 +40,13 @@ def _explained(config: Config, error: Exception) -> TuneforgeError | None:
             path="data.num_workers",
             fix="set data.num_workers=0, or give the container more shared memory (--shm-size=8g)",
         )
+    if "not used in producing the loss" in text or "finished reduction in the prior iteration" in text:
+        return TuneforgeError(
+            "unused-weights",
+            "some trained weights took no part in the loss, and processes cannot agree on their gradients",
+            path="method",
+            fix="use one process (trainer.devices=1), or name in method.target_modules what the rows pass through",
+        )
     if isinstance(error, torch.distributed.DistBackendError) or "gloo" in text:
         return LostError(
             "process-lost",

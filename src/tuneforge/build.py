@@ -37,6 +37,7 @@ from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.generation import generation_config
 from tuneforge.machine import Machine, compare, detect
 from tuneforge.method import Method
+from tuneforge.model_checks import check_rotary_lengths, fitted, warn_of_rounding
 from tuneforge.models import (
     check_architecture,
     check_vocabulary,
@@ -82,6 +83,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     method = make(tree["method"])
     _add_tokens(config, tokenizer, method)
     adapters.check(config.model, tree["method"], method, tokenizer)
+    config = fitted(config, architecture, method, tokenizer, classifies=classes is not None)
     max_length = settle_length(config.data.max_length, max_positions(architecture), config.task_recipe.max_length)
     if classes is not None:
         classes = labels_in_order_of(classes, config.model, architecture)
@@ -99,6 +101,8 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     settled = settle(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)
     for problem in batch_warnings(config, settled, train_rows):
         warn(problem)
+    warn_of_rounding(settled)
+    check_rotary_lengths(config, architecture, [*train_rows.documents, *eval_rows.documents], settled)
     return Context(
         config,
         tree,

@@ -96,6 +96,12 @@ def compile_layers(model: Any) -> int:
     return len(layers)
 
 
+def refused_by_peft(model_type: str) -> frozenset[str]:
+    """Names of modules of Mamba models that PEFT has no LoRA for: its list is inside a function of its own (0.21)."""
+    kinds = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+    return frozenset({"out_proj", "conv1d"} if model_type in kinds else ())
+
+
 def is_4bit(module: Any) -> bool:
     """Whether the module is a quantised layer that must never be put into eval mode.
 

@@ -89,6 +89,12 @@ class Method:
         """The model with the right weights trainable; `adapter` is the folder of one to go on from."""
         raise NotImplementedError
 
+    def check(self, model: PreTrainedModel) -> None:
+        """Called before weights load, with the model on torch's meta device: refuse options that do not fit it.
+
+        The model is thrown away afterwards and may be changed. It is not called where a run goes on from an adapter.
+        """
+
     def on_start(self, model: Any, num_steps: int) -> None:
         """Called once on the changed model, when the number of optimizer steps is known."""
 

@@ -37,6 +37,11 @@ def make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens
         return
     if len(tokenizer) > len(model.get_input_embeddings().get_parameter("weight")):
         model.resize_token_embeddings(len(tokenizer))
+    note_added(model, tokenizer, tokens)
+
+
+def note_added(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Leave the ids of the added tokens where the method finds them."""
     setattr(model, ADDED, [tokenizer.convert_tokens_to_ids(token) for token in tokens])
 
 

@@ -1,5 +1,7 @@
 """fp16 with loss scaling, which older GPUs need: here under a CPU's autocast, with the scaler that torch has for it."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -7,6 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from helpers import SHORT
 from tuneforge import build
+from tuneforge.model_checks import warn_of_rounding
 
 
 @pytest.fixture
@@ -54,3 +57,11 @@ def test_a_step_that_overflows_is_skipped_and_the_run_goes_on(command, in_fp16, 
     assert ran.code == 0, ran.err
     assert in_fp16[0].scaler.get_scale() == 2.0**9
     assert all(torch.isfinite(torch.tensor(ran.losses)))
+
+
+@pytest.mark.parametrize(("precision", "said"), [("bf16-true", True), ("bf16-mixed", False), ("32-true", False)])
+def test_trained_weights_in_sixteen_bits_are_warned_of(capsys, precision, said):
+    warn_of_rounding(SimpleNamespace(precision=precision))
+    out = capsys.readouterr().out
+    assert ("16 bits" in out) == said
+    assert ("trainer.precision=bf16-mixed keeps them in fp32" in out) == said

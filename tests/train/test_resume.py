@@ -1,6 +1,7 @@
 """A run that was stopped goes on as if it had not been."""
 
 import json
+import math
 import os
 
 import pytest
@@ -190,6 +191,9 @@ def test_a_finished_run_is_left_alone_unless_it_is_to_go_further(command):
     further = command(*STEPS, "trainer.max_steps=6", f"resume={ran.folder}")
     assert further.code == 0, further.err
     assert [m["step"] for m in ran.metrics if "train/loss" in m] == [1, 2, 3, 4, 5, 6]
+    # The first step after the old end follows the new schedule: a cosine over 6 steps, of which 1 is warm-up.
+    rates = [m["train/lr"] for m in ran.metrics if "train/loss" in m]
+    assert rates[4:] == pytest.approx([2e-3 * 0.5 * (1 + math.cos(math.pi * (n - 1) / 5)) for n in (4, 5)])
 
 
 @pytest.mark.parametrize("key", ["data.path", "data.split.eval_path", "data.replay.path"])

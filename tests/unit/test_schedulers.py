@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tuneforge.objectives.base import follow_schedule
 from tuneforge.schedulers import constant, cosine, cosine_with_restarts, inverse_sqrt, linear, wsd
 
 
@@ -60,3 +61,31 @@ def test_inverse_sqrt_follows_its_formula():
     seen = rates(inverse_sqrt, 100, warmup_ratio=0.1)
     assert seen[40] == pytest.approx(0.5)
     assert seen[90] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("schedule", [cosine, linear, constant, cosine_with_restarts, wsd, inverse_sqrt])
+@pytest.mark.parametrize("steps", [4, 8])
+def test_a_resumed_schedule_has_the_rates_of_the_new_number_of_steps(schedule, steps):
+    """A checkpoint at the end of 4 steps holds the old rate, 0 for most; a guard may have halved the base."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    old = schedule(torch.optim.SGD([weight], lr=0.01), 4)
+    for _ in range(4):
+        old.optimizer.step()
+        old.step()
+    old.base_lrs = [0.005]
+    new = schedule(torch.optim.SGD([weight], lr=0.01), steps)
+    new.optimizer.load_state_dict(old.optimizer.state_dict())
+    new.load_state_dict(old.state_dict())
+    follow_schedule(new)
+    resumed = []
+    for _ in range(4):
+        resumed.append(new.optimizer.param_groups[0]["lr"])
+        new.optimizer.step()
+        new.step()
+    whole = schedule(torch.optim.SGD([weight], lr=0.005), steps)
+    expected = []
+    for _ in range(8):
+        expected.append(whole.optimizer.param_groups[0]["lr"])
+        whole.optimizer.step()
+        whole.step()
+    assert resumed == pytest.approx(expected[4:], abs=1e-12)

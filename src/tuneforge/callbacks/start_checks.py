@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tuneforge.artifacts.room import check_room, sizes
 from tuneforge.callbacks.checkpoints import Checkpoints
@@ -16,6 +16,7 @@ from tuneforge.console import say, warn
 from tuneforge.data.encode import IGNORE, Document, last_label
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.errors import TuneforgeError
+from tuneforge.models import rotary_limits
 from tuneforge.world import is_main_process
 
 CONSOLIDATION_BYTES = 8
@@ -127,7 +128,7 @@ class StartChecks(pl.Callback):
         if self.done or not module.context.config.data.packing:
             return
         self.done = True
-        documents = shortest_pair(module.context.train_rows.documents)
+        documents = short_and_long(module.context.train_rows.documents, reach(module.context.architecture))
         if documents is None:
             return
         # Outside of Lightning's autocast, flash attention refuses weights stored in fp32.
@@ -141,17 +142,33 @@ class StartChecks(pl.Callback):
                 f"documents in one row see each other: packed logits differ from separate ones by {error:.1%} "
                 f"(attn_implementation={module.context.config.model.attn_implementation})",
                 path="data.packing",
-                fix="set data.packing=false, or model.attn_implementation=sdpa",
+                fix="set data.packing=false",
             )
 
 
-def shortest_pair(documents: Sequence[Document], longest: int = 256) -> list[Document] | None:
-    """Two different short documents, cut to `longest` tokens; None where there are not two."""
-    different = [d for d in documents[1:] if not np.array_equal(d.input_ids, documents[0].input_ids)]
-    if not different:
+def reach(architecture: PretrainedConfig) -> int:
+    """Tokens after which the model treats positions differently: a sliding window ends, rotary frequencies change."""
+    text = architecture.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    return max(
+        [0, *(limit for _, limit in rotary_limits(architecture)), *([window] if isinstance(window, int) else [])]
+    )
+
+
+def short_and_long(documents: Sequence[Document], reach: int = 0, longest: int = 256) -> list[Document] | None:
+    """The shortest document and the longest, cut to `longest` tokens, or to a few beyond `reach` if it has those.
+
+    None where there are not two different ones.
+    """
+    ordered = sorted(documents, key=lambda d: len(d.input_ids))
+    first = ordered[0]
+    others = [d for d in reversed(ordered) if not np.array_equal(d.input_ids, first.input_ids)]
+    if not others:
         return None
-    pair = sorted([documents[0], *different], key=lambda d: len(d.input_ids))[:2]
-    return [Document(d.input_ids[:longest], d.labels[:longest], d.origin) for d in pair]
+    far = next((d for d in others if len(d.input_ids) > reach), None) if reach else None
+    limits = (longest, longest if far is None else max(longest, reach + 16))
+    pair = zip((first, far or others[-1]), limits, strict=True)
+    return [Document(d.input_ids[:limit], d.labels[:limit], d.origin) for d, limit in pair]
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def _attention(draft: Draft) -> None:
         draft.set("model.attn_implementation", named, "attn_implementation")
     elif named:
         draft.leave(
-            "attn_implementation", "not among ours: sdpa, eager, flash_attention_2, flex_attention; sdpa stands"
+            "attn_implementation", "not among ours: sdpa, eager, flash_attention_2, flex_attention; auto stands"
         )
     for key, name in _ATTENTION.items():
         if draft.on(key):

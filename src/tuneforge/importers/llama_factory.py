@@ -27,7 +27,7 @@ def _model(draft: Draft) -> None:
     if named:
         draft.set("model.attn_implementation", named, "flash_attn")
     else:
-        draft.leave("flash_attn", "not among ours: sdpa, eager, flash_attention_2, flex_attention; sdpa stands")
+        draft.leave("flash_attn", "not among ours: sdpa, eager, flash_attention_2, flex_attention; auto stands")
     if draft.on("train_from_scratch"):
         draft.set("model.init", "scratch", "train_from_scratch")
     template = draft.get("template")

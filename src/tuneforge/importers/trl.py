@@ -32,7 +32,7 @@ def _model(draft: Draft) -> None:
         draft.set("model.attn_implementation", named, "attn_implementation")
     elif named:
         draft.leave(
-            "attn_implementation", "not among ours: sdpa, eager, flash_attention_2, flex_attention; sdpa stands"
+            "attn_implementation", "not among ours: sdpa, eager, flash_attention_2, flex_attention; auto stands"
         )
     path = str(draft.get("chat_template_path") or "")
     if path.endswith((".jinja", ".j2", ".jinja2")):

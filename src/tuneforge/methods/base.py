@@ -1,22 +1,35 @@
 """What the methods of PEFT share."""
 
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from tuneforge.adapters import fitting, read_config
-from tuneforge.console import say
-from tuneforge.errors import TuneforgeError, did_you_mean, near
+from tuneforge.console import say, warn
+from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.heads import head_modules, in_head
 from tuneforge.method import Footprint, Method
+from tuneforge.methods.modules import (
+    beyond_text,
+    check_modules_to_save,
+    check_targets,
+    fused_experts,
+    linear_modules,
+    linear_names,
+    matching,
+    routers,
+    shortest_ends,
+    transposed,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +48,24 @@ class PeftMethod(Method):
         """
         if adapter is not None:
             return self.continued(model, adapter)
-        config = for_task(self.peft_config(model), model)
-        try:
-            return with_fp32_head(get_peft_model(model, config))
-        except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
-            raise TuneforgeError(
-                "adapter-does-not-fit",
-                str(error).strip().splitlines()[0],
-                path="method",
-                fix=f"linear modules here: {', '.join(sorted(linear_names(model)))}",
-            ) from error
+        return with_fp32_head(adapted(model, for_task(self.peft_config(model), model)))
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Put the adapters on the model without weights: what PEFT refuses, it refuses here, in milliseconds.
+
+        Raises:
+            TuneforgeError: an option names what is not there, or PEFT has no adapter for a module.
+        """
+        tied = tied_modules(model)
+        tuned = adapted(model, for_task(self.trial_config(model), model)).get_base_model()
+        kinds = (BaseTunerLayer, ModulesToSaveWrapper)
+        changed = [name for name in tied if isinstance(tuned.get_submodule(name), kinds)]
+        if changed:
+            warn_of_tied(changed, [name for name in tied if name not in changed])
+
+    def trial_config(self, model: PreTrainedModel) -> PeftConfig:
+        """`peft_config`, with a start that needs no weights."""
+        return self.peft_config(model)
 
     def continued(self, model: PreTrainedModel, adapter: str) -> PeftModel:
         """The model with the adapter of a folder, trainable.
@@ -63,6 +84,28 @@ class PeftMethod(Method):
     def loaded(self, model: PreTrainedModel, adapter: str, config: PeftConfig) -> PeftModel:
         """The model with a saved adapter, trainable."""
         return with_fp32_head(PeftModel.from_pretrained(model, adapter, is_trainable=True, config=config))
+
+
+def adapted(model: PreTrainedModel, config: PeftConfig) -> Any:
+    """PEFT's model.
+
+    Raises:
+        TuneforgeError: PEFT refuses.
+    """
+    # Listed first: PEFT leaves a model half wrapped, with modules of its own.
+    names = sorted(linear_names(model))
+    try:
+        with warnings.catch_warnings():
+            # Tied weights are told by `warn_of_tied`; names that match nothing are refused before.
+            warnings.simplefilter("ignore")
+            return get_peft_model(model, config)
+    except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
+        raise TuneforgeError(
+            "adapter-does-not-fit",
+            " ".join(str(error).split()),
+            path="method",
+            fix=f"linear modules here: {', '.join(names)}",
+        ) from error
 
 
 def for_task(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
@@ -105,37 +148,61 @@ class TargetedMethod(PeftMethod):
         Raises:
             TuneforgeError: a name or a layer that this model does not have.
         """
-        common = {"modules_to_save": self.modules_to_save, **self.targets(model)}
+        saved = check_modules_to_save(model, self.modules_to_save)
+        common = {"modules_to_save": saved, **self.targets(model, saved)}
         # A method without a layer for Conv1D has no word for transposed weights either.
         return common if "" in self.not_on_conv1d else {**common, "fan_in_fan_out": transposed(model)}
 
-    def targets(self, model: PreTrainedModel) -> dict[str, Any]:
+    def targets(self, model: PreTrainedModel, saved: list[str] | None = None) -> dict[str, Any]:
         """PEFT's arguments for where to attach.
 
         Raises:
             TuneforgeError: a name or a layer that this model does not have.
         """
-        names = linear_names(model)
-        wanted = self.target_modules
-        if wanted == "all-linear":
-            if fused_experts(model) and not self.adapts_experts:
-                say(f"{type(self).__name__} leaves the experts of this mixture as they are: PEFT adapts them with LoRA")
-            # From the model itself: PEFT's table of names knows some architectures only.
-            found: str | list[str] = sorted(names)
-        else:
-            check_targets(model, wanted)
-            found = wanted
-        if self.layers_to_transform is None:
-            return {"target_modules": found}
-        self._check_layers(model)
-        if isinstance(found, str):
+        wanted, layers = self.target_modules, self.layers_to_transform
+        if layers is not None:
+            self._check_layers(model)
+            if isinstance(wanted, str) and wanted != "all-linear":
+                raise TuneforgeError(
+                    "adapter-does-not-fit",
+                    "picks layers, and a pattern in method.target_modules picks them already",
+                    path="method.layers_to_transform",
+                    fix="name the modules, or put the layers into the pattern",
+                )
+        chosen = self.adapted_modules(model, saved)
+        if not chosen:
             raise TuneforgeError(
-                "adapter-does-not-fit",
-                "picks layers, and a pattern in method.target_modules picks them already",
-                path="method.layers_to_transform",
-                fix="name the modules, or put the layers into the pattern",
+                "unknown-module",
+                "leaves no module to adapt, less those of method.modules_to_save and of other layers",
+                path="method.target_modules",
+                fix=f"linear modules: {', '.join(sorted(linear_names(model)))}",
             )
-        return {"target_modules": found, "layers_to_transform": self.layers_to_transform}
+        if wanted == "all-linear" and fused_experts(model) and not self.adapts_experts:
+            say(f"{type(self).__name__} leaves the experts of this mixture as they are: PEFT adapts them with LoRA")
+        # PEFT looks at the modules of these layers alone, and never at those that are saved in full.
+        every = {n for n, _ in model.named_modules() if layers is None or layer_of(n) in layers}
+        typed = {n for found in matching(model, wanted).values() for n in found if n in every}
+        exact = wanted != "all-linear" and {n for n in typed if not in_saved(model, n, saved)} == set(chosen)
+        found = wanted if exact else shortest_ends(chosen, every)
+        return {"target_modules": found} if layers is None else {"target_modules": found, "layers_to_transform": layers}
+
+    def adapted_modules(self, model: PreTrainedModel, saved: list[str] | None = None) -> list[str]:
+        """Full names of the modules that get an adapter.
+
+        Raises:
+            TuneforgeError: a name that matches none.
+        """
+        if self.target_modules == "all-linear":
+            # From the model itself: PEFT's table of names knows some architectures only.
+            found = set(linear_modules(model))
+        else:
+            check_targets(model, self.target_modules)
+            found = {n for names in matching(model, self.target_modules).values() for n in names}
+            found -= {*routers(model), *beyond_text(model)}
+        found = {n for n in found if not in_saved(model, n, saved)}
+        if self.layers_to_transform is not None:
+            found = {n for n in found if layer_of(n) in self.layers_to_transform}
+        return sorted(found)
 
     def fused_experts(self, model: PreTrainedModel) -> list[str]:
         """Names of the fused experts (tuneforge.methods.base.fused_experts) in the layers that are chosen."""
@@ -158,62 +225,33 @@ class TargetedMethod(PeftMethod):
             )
 
 
-def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Full name -> linear module (GPT-2's Conv1D among them), output and classification heads left out."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    heads = head_modules(model)
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
-    return {n: m for n, m in linear.items() if not in_head(n, heads)}
+def in_saved(model: PreTrainedModel, name: str, saved: list[str] | None) -> bool:
+    """Whether a module is one that is trained in full, or in one."""
+    return in_head(name, [n for names in matching(model, saved or []).values() for n in names])
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """Widths of a linear module, whose weight may be packed into another shape."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    rows, columns = module.get_parameter("weight").shape
-    return rows, columns
+def tied_modules(model: PreTrainedModel) -> list[str]:
+    """Full names of the embedding and the output head, where they are one weight; else none."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or getattr(embedding, "weight", None) is not getattr(head, "weight", 0):
+        return []
+    return [n for n, m in model.named_modules() if m is embedding or m is head]
 
 
-def fused_experts(model: nn.Module) -> list[str]:
-    """Full names of weights that hold all experts of a layer, [experts, out, in]: parameters, and no linear modules."""
-    return [
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if not isinstance(module, _ConvNd)
-        for own, p in module.named_parameters(recurse=False)
-        if p.ndim == 3
-    ]
-
-
-def transposed(model: nn.Module) -> bool:
-    """Whether the linear layers are Conv1D (GPT-2), whose weights PEFT calls fan_in_fan_out."""
-    return any(isinstance(m, Conv1D) for m in linear_modules(model).values())
-
-
-def linear_names(model: nn.Module) -> set[str]:
-    """The last parts of the names of the linear modules; two where one is ambiguous (`mlp.c_proj`)."""
-    return {name.rpartition(".")[2] for name in linear_modules(model)}
-
-
-def check_targets(model: PreTrainedModel, wanted: str | list[str]) -> None:
-    """Refuse names that match no module, which PEFT lets pass as long as one of them matches.
-
-    Raises:
-        TuneforgeError: with the near names, and all linear modules of the model.
-    """
-    import re
-
-    modules = [name for name, _ in model.named_modules()]
-    if isinstance(wanted, str):
-        missing = [] if any(re.fullmatch(wanted, name) for name in modules) else [wanted]
-    else:
-        missing = [w for w in wanted if not any(n == w or n.endswith(f".{w}") for n in modules)]
-    if missing:
-        known = sorted(linear_names(model))
-        hint = did_you_mean(missing[0], known) if near(missing[0], known) else f"linear modules: {', '.join(known)}"
-        raise TuneforgeError(
-            "unknown-module",
-            f"{', '.join(map(repr, missing))} match{'es' if len(missing) == 1 else ''} no module of this model",
-            path="method.target_modules",
-            fix=hint,
+def warn_of_tied(changed: list[str], others: list[str]) -> None:
+    """Say what an adapter on tied weights does to them; PEFT's own warning is for developers."""
+    if others:
+        message = (
+            f"{changed[0]} and {others[0]} share one weight in this model, and the adapter changes {changed[0]} alone: "
+            "saved and loaded as an adapter it is right, and merged into the shared weight it would change both"
         )
+    else:
+        message = f"{' and '.join(changed)} share one weight in this model, and each gets an adapter of its own"
+    fix = "keep the result an adapter, or leave both out of method.target_modules and method.modules_to_save"
+    warn(Problem("tied-embeddings", message, "method", fix=fix))
+
+
+def layer_of(name: str) -> int | None:
+    """The layer of a module, as PEFT reads it from the full name."""
+    found = re.match(r".*?\.[^.]*\.(\d+)\.", name)
+    return int(found[1]) if found else None

@@ -14,10 +14,21 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import PeftMethod, check_targets, fused_experts, linear_modules, linear_names
-from tuneforge.schema.types import PositiveInt, Probability
+from tuneforge.methods.base import PeftMethod
+from tuneforge.methods.modules import (
+    beyond_text,
+    check_modules_to_save,
+    check_targets,
+    fused_experts,
+    linear_modules,
+    linear_names,
+    matching,
+    routers,
+)
+from tuneforge.schema.types import Probability, Size
 
 PEFT_TYPE: Any = "BOTTLENECK"
 """The name in PEFT's tables. `register_peft_method` takes members of a closed enum alone; but those are strings, and a
@@ -32,7 +43,7 @@ class BottleneckAdapter(PeftMethod):
 
     placement: Literal["pfeiffer", "houlsby"] = "pfeiffer"
     """pfeiffer: behind each MLP (arXiv 2005.00247); houlsby: behind each attention too (arXiv 1902.00751)."""
-    reduction_factor: PositiveInt = 16
+    reduction_factor: Size = 16
     """The model's width over the adapter's; 16 is the default of arXiv 2005.00247."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
     """The nonlinearity, by transformers' names."""
@@ -54,8 +65,10 @@ class BottleneckAdapter(PeftMethod):
         if self.target_modules == "auto":
             targets = sublayer_ends(model, self.placement, self.layers_to_transform)
         else:
-            targets = list(self.target_modules)
-            check_targets(model, targets)
+            check_targets(model, list(self.target_modules))
+            found = {n for names in matching(model, list(self.target_modules)).values() for n in names}
+            targets = sorted(found - {*beyond_text(model), *routers(model)})
+            _check_widths(model, targets)
             if self.layers_to_transform is not None:
                 raise TuneforgeError(
                     "adapter-does-not-fit",
@@ -69,7 +82,7 @@ class BottleneckAdapter(PeftMethod):
             activation=self.activation,
             dropout=self.dropout,
             target_modules=targets,
-            modules_to_save=self.modules_to_save,
+            modules_to_save=check_modules_to_save(model, self.modules_to_save),
             task_type="CAUSAL_LM",
         )
 
@@ -182,7 +195,9 @@ def sublayer_ends(model: PreTrainedModel, placement: str, layers: list[int] | No
         TuneforgeError: a layer without such modules, or without the number asked for.
     """
     width, count = (int(getattr(model.config.get_text_config(), k)) for k in ("hidden_size", "num_hidden_layers"))
-    stacks = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    unused = beyond_text(model)
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and n not in unused}
+    stacks = [n for n, m in lists.items() if len(m) == count]
     wanted = range(count) if layers is None else layers
     if any(not 0 <= n < count for n in wanted) or not wanted:
         raise TuneforgeError(
@@ -218,6 +233,20 @@ def _ends(model: PreTrainedModel, prefix: str, width: int) -> tuple[str | None, 
             mlp = name
     fused = next((n for n in fused_experts(model) if n.startswith(prefix)), None)
     return attention, mlp if fused is None else prefix + fused.removeprefix(prefix).partition(".")[0]
+
+
+def _check_widths(model: PreTrainedModel, targets: list[str]) -> None:
+    width = int(model.config.get_text_config().hidden_size)
+    for name in targets:
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Linear | Conv1D) and _out_features(module) != width:
+            raise TuneforgeError(
+                "adapter-does-not-fit",
+                f"{name} gives {_out_features(module)} numbers, and an adapter stands behind modules as wide as the "
+                f"model ({width})",
+                path="method.target_modules",
+                fix="name modules that write to the residual stream, or set method.target_modules=auto",
+            )
 
 
 def _out_features(module: nn.Module) -> int:

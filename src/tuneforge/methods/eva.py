@@ -34,6 +34,8 @@ class Eva(Lora):
     """How adapters start."""
     target_parameters: Literal["auto"] = "auto"
     """Experts of a mixture have no inputs of their own that could be watched: they stay as they are."""
+    rank_pattern: None = None
+    """One rank for all modules: PEFT gives out the ranks of a pattern anew among them."""
     num_batches: PositiveInt = 8
     """Batches of train rows to look at; gone through again until the directions settle."""
     tau: Fraction = 0.99

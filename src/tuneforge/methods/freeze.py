@@ -4,11 +4,13 @@ import re
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
 from tuneforge.heads import head_modules, in_head
 from tuneforge.method import Method
+from tuneforge.methods.modules import beyond_text
 from tuneforge.schema.types import PositiveInt
 
 
@@ -32,24 +34,41 @@ class Freeze(Method):
         """
         model.requires_grad_(False)
         heads = head_modules(model)
-        chosen = [p for name, p in model.named_parameters() if re.search(self._pattern(model), name)]
-        if not chosen:
-            names = [name for name, _ in model.named_parameters()]
-            raise TuneforgeError(
-                "unknown-module",
-                f"{self.pattern!r} matches no parameter of this model",
-                path="method.pattern",
-                fix=f"names are like {', '.join(names[1:4])}",
-            )
+        chosen = self._chosen(model)
         # A classifier's head is new, so that nothing is learnt without it.
         for parameter in [*chosen, *(p for name, p in model.named_parameters() if in_head(name, heads))]:
             parameter.data = parameter.data.to(torch.float32)
             parameter.requires_grad_(True)
         return model
 
-    def _pattern(self, model: PreTrainedModel) -> str:
-        if self.pattern is not None:
-            return self.pattern
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse layers and patterns that are not there."""
+        self._chosen(model)
+
+    def _chosen(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        unused = beyond_text(model)
+        reached = {n: p for n, p in model.named_parameters() if n.rpartition(".")[0] not in unused}
+        if self.pattern is None:
+            last = self._last(model)
+            # The first number of a name is its layer; an expert inside has a number too.
+            layers = {n: re.search(r"\.(\d+)\.", n) for n in reached}
+            return [p for n, p in reached.items() if (found := layers[n]) and int(found[1]) in last]
+        try:
+            chosen = [p for n, p in reached.items() if re.search(self.pattern, n)]
+        except re.error as error:
+            raise TuneforgeError(
+                "unknown-module", f"{self.pattern!r} is no pattern: {error}", path="method.pattern", fix="correct it"
+            ) from error
+        if not chosen:
+            raise TuneforgeError(
+                "unknown-module",
+                f"{self.pattern!r} matches no parameter of this model",
+                path="method.pattern",
+                fix=f"names are like {', '.join(list(reached)[1:4])}",
+            )
+        return chosen
+
+    def _last(self, model: PreTrainedModel) -> range:
         count = int(model.config.get_text_config().num_hidden_layers)
         if self.last_layers > count:
             raise TuneforgeError(
@@ -58,4 +77,4 @@ class Freeze(Method):
                 path="method.last_layers",
                 fix=f"set method.last_layers={count} or less, or method=full",
             )
-        return rf"\.({'|'.join(str(n) for n in range(count - self.last_layers, count))})\."
+        return range(count - self.last_layers, count)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from tuneforge.console import say
 from tuneforge.method import Method
+from tuneforge.methods.modules import beyond_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,5 +29,12 @@ class Full(Method):
         return True
 
     def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PreTrainedModel:
-        """The model with every parameter trainable."""
-        return model.requires_grad_(True)
+        """The model with every parameter trainable that text passes through."""
+        model.requires_grad_(True)
+        unused = beyond_text(model)
+        frozen = [p for name, p in model.named_parameters() if name.rpartition(".")[0] in unused]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        if frozen:
+            say("method=full: the parts of this model that are not for text stay as they are: text does not reach them")
+        return model

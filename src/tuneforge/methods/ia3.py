@@ -7,7 +7,18 @@ from peft import IA3Config
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import PeftMethod, check_targets, linear_modules, transposed
+from tuneforge.methods.base import PeftMethod
+from tuneforge.methods.modules import (
+    beyond_text,
+    check_modules_to_save,
+    check_targets,
+    linear_modules,
+    linear_names,
+    matching,
+    refuse_unmatched,
+    routers,
+    transposed,
+)
 
 KEYS_AND_VALUES = ("k_proj", "v_proj", "key", "value", "c_attn", "query_key_value", "qkv_proj", "Wqkv")
 """Names of the projections to keys and values; in some architectures one matrix makes queries too."""
@@ -34,24 +45,34 @@ class Ia3(PeftMethod):
         Raises:
             TuneforgeError: auto finds no such modules, or a name matches none.
         """
-        down = list(self.feedforward_modules or _present(model, DOWN))
+        down = _present(model, DOWN) if self.feedforward_modules is None else list(self.feedforward_modules)
+        if self.feedforward_modules:
+            check_targets(model, down, "method.feedforward_modules")
         if self.target_modules == "auto":
             targets = [*_present(model, KEYS_AND_VALUES), *down]
         else:
             targets = list(self.target_modules)
             check_targets(model, targets)
+            outside = [name for name in self.feedforward_modules or [] if name not in targets]
+            refuse_unmatched(model, outside, "method.feedforward_modules", targets)
         if not targets:
-            known = sorted({n.rpartition(".")[2] for n in linear_modules(model)})
+            known = sorted(linear_names(model))
             raise TuneforgeError(
                 "unknown-module",
                 "auto knows no names of this model's keys, values and MLP",
                 path="method.target_modules",
                 fix=f"name them, of {', '.join(known)}; and the MLP's last one in method.feedforward_modules",
             )
+        down = [d for d in down if d in targets]
+        matched, unused = matching(model, targets), {*routers(model), *beyond_text(model)}
+        if any(name in unused for names in matched.values() for name in names):
+            # The names are found in a part of the model that is left alone, too.
+            down = [n for d in down for n in matched[d] if n not in unused]
+            targets = [n for names in matched.values() for n in names if n not in unused]
         return IA3Config(
             target_modules=targets,
-            feedforward_modules=[d for d in down if d in targets],
-            modules_to_save=self.modules_to_save,
+            feedforward_modules=down,
+            modules_to_save=check_modules_to_save(model, self.modules_to_save),
             fan_in_fan_out=transposed(model),
         )
 

@@ -1,6 +1,7 @@
 """LoRA (arXiv 2106.09685), low-rank adapters beside frozen linear layers, and relatives that differ by an option."""
 
-import tempfile
+import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import TargetedMethod, fused_experts, linear_modules, linear_shape
-from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
+from tuneforge.methods.base import TargetedMethod
+from tuneforge.methods.modules import check_patterns, fused_experts, linear_modules, linear_shape
+from tuneforge.schema.types import Factor, Probability, Size
 from tuneforge.vocabulary import added_tokens
 
 PLAIN = ("default", "gaussian", "orthogonal")
@@ -33,9 +36,9 @@ class Lora(TargetedMethod):
     rewriting: ClassVar[tuple[str, ...]] = ("pissa", "pissa_niter_16", "olora")
     not_on_conv1d: ClassVar[Mapping[str, str]] = {"olora": "OLoRA decomposes it the wrong way round"}
 
-    r: PositiveInt = 16
+    r: Size = 16
     """Rank: 8 standard, 16 instruction and chat, 32 code, 64 domain."""
-    lora_alpha: PositiveInt = 32
+    lora_alpha: Size = 32
     """The update is scaled by lora_alpha / r."""
     lora_dropout: Probability = 0.0
     """Dropout on the adapter's input."""
@@ -50,30 +53,40 @@ class Lora(TargetedMethod):
     target_parameters: Literal["auto"] | list[str] = "auto"
     """Fused experts of a mixture that are adapted too, each at rank r, by the ends of their names: experts.down_proj.
     auto: all of them where target_modules is all-linear; []: none. Routers stay frozen."""
-    rank_pattern: dict[str, PositiveInt] | None = None
+    rank_pattern: dict[str, Size] | None = None
     """Module name or pattern -> its own rank."""
-    alpha_pattern: dict[str, PositiveInt] | None = None
+    alpha_pattern: dict[str, Size] | None = None
     """Module name or pattern -> its own alpha."""
-    lr_ratio: PositiveFloat = 1.0
+    lr_ratio: Factor = 1.0
     """Learning rate of the B matrices over that of the A matrices (LoRA+, arXiv 2402.12354)."""
 
     def peft_config(self, model: PreTrainedModel) -> LoraConfig:
         """LoRA's."""
-        self._check_rank(model)
-        return LoraConfig(
-            r=self.r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            bias=self.bias,
-            use_dora=self.use_dora,
-            use_rslora=self.use_rslora,
-            **self.initialisation(),
-            rank_pattern=dict(self.rank_pattern or {}),
-            alpha_pattern=dict(self.alpha_pattern or {}),
-            target_parameters=self._experts(model) or None,
-            trainable_token_indices=_new_rows(model),
-            **self.shared(model),
-        )
+        where = self.shared(model)
+        self._check_ranks(model, self.adapted_modules(model, where["modules_to_save"]))
+        with warnings.catch_warnings():
+            # PEFT cannot convert rank-stabilised adapters with patterns to plain ones; `save` can.
+            warnings.filterwarnings("ignore", "Using Rank-Stabilized LoRA")
+            return LoraConfig(
+                r=self.r,
+                lora_alpha=self.lora_alpha,
+                lora_dropout=self.lora_dropout,
+                bias=self.bias,
+                use_dora=self.use_dora,
+                use_rslora=self.use_rslora,
+                **self.initialisation(),
+                rank_pattern=dict(self.rank_pattern or {}),
+                alpha_pattern=dict(self.alpha_pattern or {}),
+                target_parameters=self._experts(model) or None,
+                trainable_token_indices=_new_rows(model),
+                **where,
+            )
+
+    def trial_config(self, model: PreTrainedModel) -> LoraConfig:
+        """With adapters that start as plain LoRA's: other starts decompose weights."""
+        config = self.peft_config(model)
+        config.init_lora_weights, config.corda_config = True, None
+        return config
 
     def initialisation(self) -> dict[str, Any]:
         """PEFT's arguments for how adapters start."""
@@ -105,7 +118,7 @@ class Lora(TargetedMethod):
         """The model with new adapters, or with those of `adapter`; what a rewritten base started from is kept."""
         tuned = super().apply(model, adapter)
         if self.rewrites_base and adapter is None:
-            setattr(tuned, INITIAL, _adapter_weights(tuned))
+            setattr(tuned, INITIAL, _low_rank_weights(tuned))
         return tuned
 
     @property
@@ -133,35 +146,32 @@ class Lora(TargetedMethod):
         With a rewritten base the difference to the start is saved, at twice the rank: the original base plus that is
         the tuned model, whereas the adapter alone would be wrong on it, without an error.
         """
+        super().save(model, folder)
         initial = getattr(model, INITIAL, None)
-        if initial is None:
-            super().save(model, folder)
-            return
-        with tempfile.TemporaryDirectory(prefix="tuneforge-") as start, warnings.catch_warnings():
-            _save_start(model, initial, Path(start))
-            # PEFT loads the start beside the result and warns that the two do not go together.
-            warnings.simplefilter("ignore")
-            model.save_pretrained(folder, path_initial_model_for_weight_conversion=start, save_embedding_layers=False)
-        _add_modules_to_save(model, folder / SAFETENSORS_WEIGHTS_NAME)
+        if initial is not None:
+            _save_difference(folder, initial)
 
-    def _check_rank(self, model: PreTrainedModel) -> None:
-        """A rank above a layer's width costs more than the layer and says no more."""
-        wanted = self.target_modules
-        names = linear_modules(model)
-        if wanted != "all-linear" and not isinstance(wanted, str):
-            names = {n: m for n, m in names.items() if n.rpartition(".")[2] in wanted}
-        widths = {n: min(linear_shape(m)) for n, m in names.items()}
+    def _check_ranks(self, model: PreTrainedModel, adapted: list[str]) -> None:
+        """Patterns must match; a rank above a layer's width costs more than the layer and says no more."""
+        linear = linear_modules(model)
+        widths = {n: min(linear_shape(linear[n])) for n in adapted if n in linear}
         ends = tuple(f".{t}" for t in self._experts(model))
         experts = [n for n in fused_experts(model) if f".{n}".endswith(ends)]
         widths |= {n: min(model.get_parameter(n).shape[1:]) for n in experts}
-        narrow = [(n, width) for n, width in widths.items() if width < self.r]
-        if narrow:
-            raise TuneforgeError(
-                "rank-above-width",
-                f"is {self.r}, and {narrow[0][0]} is {narrow[0][1]} wide: a larger rank adds weights and nothing else",
-                path="method.r",
-                fix=f"set method.r={narrow[0][1]} or less",
-            )
+        patterns = self.rank_pattern or {}
+        check_patterns("rank_pattern", patterns, [*adapted, *experts], model)
+        check_patterns("alpha_pattern", self.alpha_pattern, [*adapted, *experts], model)
+        for name, width in widths.items():
+            pattern = get_pattern_key(list(patterns), name)
+            rank = patterns.get(pattern, self.r)
+            if width < rank:
+                key = f"method.rank_pattern.{pattern}" if pattern in patterns else "method.r"
+                raise TuneforgeError(
+                    "rank-above-width",
+                    f"is {rank}, and {name} is {width} wide: a larger rank adds weights and nothing else",
+                    path=key,
+                    fix=f"set {key}={width} or less" if key == "method.r" else f"give {width} or less",
+                )
 
 
 def _new_rows(model: PreTrainedModel) -> dict[str, list[int]] | None:
@@ -172,34 +182,35 @@ def _new_rows(model: PreTrainedModel) -> dict[str, list[int]] | None:
     return dict.fromkeys(names, added) if added else None
 
 
-def _adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The trainable weights, copied."""
-    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+def _low_rank_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The A and B matrices under the names that they are saved by, copied."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {n: t.detach().cpu().clone() for n, t in state.items() if _side(n)}
 
 
-def _add_modules_to_save(model: PeftModel, file: Path) -> None:
-    """Put the modules trained in full beside the adapter's difference, from which PEFT 0.21 leaves them out."""
+def _side(name: str) -> str:
+    """Which of the two matrices a saved weight is: A, B, or neither."""
+    return next((side for side in "AB" if f".lora_{side}" in name or f".lora_embedding_{side}" in name), "")
+
+
+def _save_difference(folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
+    """Turn a saved adapter on a rewritten base into one on the original base: B A - B0 A0, side by side.
+
+    PEFT's own conversion leaves out DoRA's magnitudes and modules trained in full, and refuses rank-stabilised scales
+    with patterns (peft 0.21).
+    """
+    file = folder / SAFETENSORS_WEIGHTS_NAME
     saved = load_file(file)
-    whole = {n: t.contiguous() for n, t in get_peft_model_state_dict(model).items() if "lora_" not in n}
-    if whole.keys() - saved.keys():
-        save_file({**saved, **whole}, file, metadata={"format": "pt"})
-
-
-def _save_start(model: PeftModel, initial: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write the adapter as it was at the start: PEFT works out the difference from a folder."""
-    config: Any = model.peft_config["default"]
-    own, now, kept = dict(model.named_parameters()), _adapter_weights(model), config.init_lora_weights
-    try:
-        _put(own, initial)
-        # As PEFT's documentation has it: the start must not be initialised again when it is read.
-        config.init_lora_weights = True
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-    finally:
-        config.init_lora_weights = kept
-        _put(own, now)
-
-
-@torch.no_grad()
-def _put(parameters: dict[str, torch.nn.Parameter], weights: dict[str, torch.Tensor]) -> None:
-    for name, weight in weights.items():
-        parameters[name].copy_(weight)
+    for name, start in initial.items():
+        now = saved[name]
+        first = _side(name) == "A"
+        saved[name] = torch.cat([now, start.to(now) if first else -start.to(now)], dim=0 if first else 1)
+    save_file({n: t.contiguous() for n, t in saved.items()}, file, metadata={"format": "pt"})
+    described = folder / CONFIG_NAME
+    config = json.loads(described.read_text(encoding="utf-8"))
+    # The scale stays: alpha / r, or alpha / sqrt(r).
+    scale = math.sqrt(2) if config["use_rslora"] else 2
+    config |= {"init_lora_weights": True, "r": 2 * config["r"], "lora_alpha": scale * config["lora_alpha"]}
+    config["rank_pattern"] = {name: 2 * rank for name, rank in (config["rank_pattern"] or {}).items()}
+    config["alpha_pattern"] = {name: scale * alpha for name, alpha in (config["alpha_pattern"] or {}).items()}
+    described.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

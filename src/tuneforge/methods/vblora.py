@@ -7,8 +7,9 @@ from typing import Literal
 from peft import VBLoRAConfig
 from transformers import PreTrainedModel
 
-from tuneforge.methods.base import TargetedMethod, linear_modules
-from tuneforge.schema.types import PositiveFloat, PositiveInt, Probability
+from tuneforge.methods.base import TargetedMethod
+from tuneforge.methods.modules import linear_modules
+from tuneforge.schema.types import Factor, Probability, Size
 
 LONGEST = 256
 """Length of a vector in the paper's runs on Llama 2."""
@@ -21,17 +22,17 @@ class VbLora(TargetedMethod):
     footprint = "vectors"
     splits = False
 
-    r: PositiveInt = 4
+    r: Size = 4
     """Rank of the updates."""
-    num_vectors: PositiveInt = 256
+    num_vectors: Size = 256
     """Vectors in the bank (the paper: 90 to 2048, more for larger models)."""
-    vector_length: Literal["auto"] | PositiveInt = "auto"
+    vector_length: Literal["auto"] | Size = "auto"
     """Numbers in a vector; must divide the width of every target. auto: the longest that does, up to 256."""
-    topk: PositiveInt = 2
+    topk: Size = 2
     """Vectors that a piece is mixed from."""
     vblora_dropout: Probability = 0.0
     """Dropout on the adapter's input."""
-    logits_rate: PositiveFloat = 10.0
+    logits_rate: Factor = 10.0
     """Learning rate of the choice of vectors over `optim.lr` (PEFT's example: 1e-2 against the bank's 1e-3)."""
 
     def peft_config(self, model: PreTrainedModel) -> VBLoRAConfig:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from tuneforge import adapters
@@ -200,7 +201,13 @@ class Objective(pl.LightningModule):
         return [f"regularise.ewc={self._consolidation.strength:g}"]
 
     def on_train_start(self) -> None:
-        """With `regularise.ewc`: which weights the general rows need."""
+        """Set the learning rate of the first step; with `regularise.ewc`, measure which weights general rows need.
+
+        A checkpoint holds the rate that its own schedule had next, which is 0 at the end of a cosine: a run that is
+        continued for more steps takes what the longer schedule says.
+        """
+        for configured in self.trainer.lr_scheduler_configs:
+            follow_schedule(configured.scheduler)
         if self._consolidation is not None:
             self._consolidation.measure(self, self.context)
 
@@ -296,6 +303,14 @@ class Objective(pl.LightningModule):
         if self._consolidation is not None:
             self._consolidation.load_state(checkpoint["consolidation"], self.device)
         assert not missing, f"checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[:3]} among them"
+
+
+def follow_schedule(scheduler: Any) -> None:
+    """Give the optimizer the learning rates that a schedule of steps has at its present step."""
+    if isinstance(scheduler, LambdaLR):
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors, strict=True):
+            group["lr"] = base * factor
 
 
 def unscale(precision: Precision, optimizer: torch.optim.Optimizer) -> None:

@@ -44,7 +44,8 @@ def memory_setting(
         "weight_bits": 8 * _BYTES[stored_dtype(config, precision)],
         "optimizer_bytes_per_param": config.optim.state_bytes,
         "logits_rows_fraction": logits_rows_fraction,
-        "attention": config.model.attn_implementation,
+        # Few architectures lack it, and only the model's code says which: a run has worked it out by then.
+        "attention": "sdpa" if config.model.attn_implementation == "auto" else config.model.attn_implementation,
         "compute_bytes": 4 if precision.startswith("32") else 2,
         "gradient_checkpointing": checkpointing,
         "activation_offload": config.trainer.activation_offload and kind in ("cuda", "rocm"),

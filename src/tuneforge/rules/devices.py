@@ -70,7 +70,11 @@ def device_problems(config: Config, name: str, kind: str, bf16: bool, level: flo
         yield Problem("precision-not-there", message, "trainer.precision", fix=fix)
     if attention == "flash_attention_2" and (kind != "cuda" or (level is not None and level < 8.0)):
         message = f"is flash_attention_2, which needs an Ampere GPU or newer, and {name} is none"
-        yield Problem("attention-not-there", message, "model.attn_implementation", fix="use sdpa")
+        yield Problem(
+            "attention-not-there", message, "model.attn_implementation", fix="set model.attn_implementation=auto"
+        )
     if attention == "flex_attention" and kind == "cpu":
         message = f"is flex_attention, which has no backward pass on a CPU ({name})"
-        yield Problem("attention-not-there", message, "model.attn_implementation", fix="use sdpa")
+        yield Problem(
+            "attention-not-there", message, "model.attn_implementation", fix="set model.attn_implementation=auto"
+        )
