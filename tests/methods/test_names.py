@@ -97,7 +97,7 @@ def test_what_matches_nothing_is_refused_before_weights_load():
 
 
 RIGHT = {
-    "target_modules": ["q_proj", "v_proj"],
+    "target_modules": ["q_proj", "o_proj"],
     "modules_to_save": ["lm_head"],
     "layers_to_transform": [1],
     "rank_pattern": {"q_proj": 1, r"layers\.1\..*up_proj": 1},
