@@ -1,18 +1,28 @@
 """The config against the model's own modules, built without weights."""
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Sequence
+from typing import Any, Literal
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tuneforge import adapters
 from tuneforge.console import say, warn
 from tuneforge.data.encode import Document
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.method import Method
-from tuneforge.models import attention_of, rotary_limits, without_weights
+from tuneforge.models import told
 from tuneforge.schema import Config
+from tuneforge.schema.model import Model
 from tuneforge.settle import Settled
 from tuneforge.vocabulary import note_added
 
@@ -90,3 +100,52 @@ def check_rotary_lengths(
             path="data.max_length",
             fix=f"set data.max_length={limit}{alone}",
         )
+
+
+def rotary_limits(architecture: PretrainedConfig) -> list[tuple[str, int]]:
+    """Kind of rotary embedding, and length from which its frequencies depend on the longest position of a batch."""
+    text = architecture.get_text_config()
+    found: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    kinds = [found, *(inner for inner in found.values() if isinstance(inner, dict))]
+    limits = []
+    for one in kinds:
+        kind = str(one.get("rope_type"))
+        if kind == "longrope" or "dynamic" in kind:
+            limits.append((kind, int(one.get("original_max_position_embeddings") or text.max_position_embeddings)))
+    return limits
+
+
+def without_weights(model: Model, config: PretrainedConfig, *, classifies: bool) -> PreTrainedModel:
+    """The model on torch's meta device: all its modules by name, at no cost, before any weight loads.
+
+    Raises:
+        TuneforgeError: the architecture does not have the attention implementation that is asked for.
+    """
+    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    wanted = None if model.attn_implementation == "auto" else model.attn_implementation
+
+    def build(attention: str | None) -> PreTrainedModel:
+        # A copy: transformers notes its choice in the config.
+        options = {"attn_implementation": attention, "trust_remote_code": model.trust_remote_code}
+        with torch.device("meta"):
+            built: PreTrainedModel = kind.from_config(copy.deepcopy(config), **options)  # type: ignore[no-untyped-call]
+        return built
+
+    try:
+        return build(wanted)
+    except (ValueError, ImportError) as error:
+        if wanted is None:
+            raise told(model, error) from error
+        first = str(error).strip().splitlines()[0]
+    chosen = attention_of(build(None))
+    raise TuneforgeError(
+        "attention-unavailable",
+        f"{wanted} cannot be used for {model.path}: {first}",
+        path="model.attn_implementation",
+        fix=f"set model.attn_implementation=auto, which is {chosen} for this model",
+    )
+
+
+def attention_of(model: PreTrainedModel) -> Literal["sdpa", "eager"]:
+    """The attention implementation that transformers chose for a model, of the two that need nothing installed."""
+    return "sdpa" if model.config._attn_implementation == "sdpa" else "eager"

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -56,10 +56,10 @@ def _explained(model: Model) -> Iterator[None]:
     try:
         yield
     except (HfHubHTTPError, SafetensorError, ImportError, OSError, ValueError) as error:
-        raise _told(model, error) from error
+        raise told(model, error) from error
 
 
-def _told(model: Model, error: Exception) -> TuneforgeError:
+def told(model: Model, error: Exception) -> TuneforgeError:
     """transformers wraps the hub's errors in OSError and ValueError; their cause, or only their text, tells which."""
     causes, text = (error, error.__cause__, error.__context__), str(error)
     first = text.strip().splitlines()[0][:300]
@@ -198,7 +198,6 @@ def load_tokenizer(model: Model, *, generates: bool = True) -> PreTrainedTokeniz
     return tokenizer
 
 
-<<<<<<< HEAD
 def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -231,42 +230,6 @@ def check_vocabulary(model: Model, config: PretrainedConfig, tokenizer: PreTrain
             path="model.path",
             fix="use the tokenizer files that the model was trained with; tokens of your own go into model.add_tokens",
         )
-=======
-def without_weights(model: Model, config: PretrainedConfig, *, classifies: bool) -> PreTrainedModel:
-    """The model on torch's meta device: all its modules by name, at no cost, before any weight loads.
-
-    Raises:
-        TuneforgeError: the architecture does not have the attention implementation that is asked for.
-    """
-    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    wanted = None if model.attn_implementation == "auto" else model.attn_implementation
-
-    def build(attention: str | None) -> PreTrainedModel:
-        # A copy: transformers notes its choice in the config.
-        options = {"attn_implementation": attention, "trust_remote_code": model.trust_remote_code}
-        with torch.device("meta"):
-            built: PreTrainedModel = kind.from_config(copy.deepcopy(config), **options)  # type: ignore[no-untyped-call]
-        return built
-
-    try:
-        return build(wanted)
-    except (ValueError, ImportError) as error:
-        if wanted is None:
-            raise _told(model, error) from error
-        first = str(error).strip().splitlines()[0]
-    chosen = attention_of(build(None))
-    raise TuneforgeError(
-        "attention-unavailable",
-        f"{wanted} cannot be used for {model.path}: {first}",
-        path="model.attn_implementation",
-        fix=f"set model.attn_implementation=auto, which is {chosen} for this model",
-    )
-
-
-def attention_of(model: PreTrainedModel) -> Literal["sdpa", "eager"]:
-    """The attention implementation that transformers chose for a model, of the two that need nothing installed."""
-    return "sdpa" if model.config._attn_implementation == "sdpa" else "eager"
->>>>>>> b8eedbb (Options are tried on the model without weights: names, layers, attention and rotary lengths that cannot work are refused before loading)
 
 
 def load_model(
@@ -385,16 +348,3 @@ def max_positions(config: PretrainedConfig) -> int | None:
         if isinstance(value, int):
             return value
     return None
-
-
-def rotary_limits(architecture: PretrainedConfig) -> list[tuple[str, int]]:
-    """Kind of rotary embedding, and length from which its frequencies depend on the longest position of a batch."""
-    text = architecture.get_text_config()
-    found: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
-    kinds = [found, *(inner for inner in found.values() if isinstance(inner, dict))]
-    limits = []
-    for one in kinds:
-        kind = str(one.get("rope_type"))
-        if kind == "longrope" or "dynamic" in kind:
-            limits.append((kind, int(one.get("original_max_position_embeddings") or text.max_position_embeddings)))
-    return limits

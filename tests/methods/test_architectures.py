@@ -15,7 +15,7 @@ from tuneforge.boundary import library_errors_explained
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.methods.modules import beyond_text, fused_experts, linear_modules, routers, shortest_ends
-from tuneforge.models import attention_of, rotary_limits, without_weights
+from tuneforge.model_checks import attention_of, rotary_limits, without_weights
 from tuneforge.schema.model import Model
 from tuneforge.targets import make
 

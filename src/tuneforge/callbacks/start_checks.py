@@ -16,7 +16,7 @@ from tuneforge.console import say, warn
 from tuneforge.data.encode import IGNORE, Document, last_label
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.errors import TuneforgeError
-from tuneforge.models import rotary_limits
+from tuneforge.model_checks import rotary_limits
 from tuneforge.world import is_main_process
 
 CONSOLIDATION_BYTES = 8

@@ -142,6 +142,12 @@ class TargetedMethod(PeftMethod):
     modules_to_save: list[str] | None = None
     """Names of modules that are trained in full and saved with the adapter, such as a new head."""
 
+    def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PeftModel:
+        """The model with adapters; says so where a mixture's experts get none."""
+        if adapter is None and self.target_modules == "all-linear" and not self.adapts_experts and fused_experts(model):
+            say(f"{type(self).__name__} leaves the experts of this mixture as they are: PEFT adapts them with LoRA")
+        return super().apply(model, adapter)
+
     def shared(self, model: PreTrainedModel) -> dict[str, Any]:
         """The arguments that PEFT's configs of these methods have in common.
 
@@ -177,12 +183,11 @@ class TargetedMethod(PeftMethod):
                 path="method.target_modules",
                 fix=f"linear modules: {', '.join(sorted(linear_names(model)))}",
             )
-        if wanted == "all-linear" and fused_experts(model) and not self.adapts_experts:
-            say(f"{type(self).__name__} leaves the experts of this mixture as they are: PEFT adapts them with LoRA")
         # PEFT looks at the modules of these layers alone, and never at those that are saved in full.
         every = {n for n, _ in model.named_modules() if layers is None or layer_of(n) in layers}
         typed = {n for found in matching(model, wanted).values() for n in found if n in every}
-        exact = wanted != "all-linear" and {n for n in typed if not in_saved(model, n, saved)} == set(chosen)
+        kept = named(model, saved)
+        exact = wanted != "all-linear" and {n for n in typed if not in_head(n, kept)} == set(chosen)
         found = wanted if exact else shortest_ends(chosen, every)
         return {"target_modules": found} if layers is None else {"target_modules": found, "layers_to_transform": layers}
 
@@ -199,7 +204,8 @@ class TargetedMethod(PeftMethod):
             check_targets(model, self.target_modules)
             found = {n for names in matching(model, self.target_modules).values() for n in names}
             found -= {*routers(model), *beyond_text(model)}
-        found = {n for n in found if not in_saved(model, n, saved)}
+        kept = named(model, saved)
+        found = {n for n in found if not in_head(n, kept)}
         if self.layers_to_transform is not None:
             found = {n for n in found if layer_of(n) in self.layers_to_transform}
         return sorted(found)
@@ -225,9 +231,9 @@ class TargetedMethod(PeftMethod):
             )
 
 
-def in_saved(model: PreTrainedModel, name: str, saved: list[str] | None) -> bool:
-    """Whether a module is one that is trained in full, or in one."""
-    return in_head(name, [n for names in matching(model, saved or []).values() for n in names])
+def named(model: PreTrainedModel, saved: list[str] | None) -> list[str]:
+    """Full names of the modules that `modules_to_save` names."""
+    return [n for names in matching(model, saved or []).values() for n in names]
 
 
 def tied_modules(model: PreTrainedModel) -> list[str]:
