@@ -3,6 +3,7 @@
 Models are built on torch's meta device, where only their modules exist; a few are trained for a step.
 """
 
+import functools
 import json
 
 import pytest
@@ -102,8 +103,13 @@ def folder_of(tmp_path_factory):
     return make_folder
 
 
+@functools.cache
+def option(name):
+    return compose([f"method={name}", "task_recipe.dropout=0"]).tree["method"]
+
+
 def method_of(name="lora", **options):
-    node = compose([f"method={name}", "task_recipe.dropout=0"]).tree["method"]
+    node = option(name)
     return make({**node, **({"r": 2} if "r" in node else {}), **options})
 
 

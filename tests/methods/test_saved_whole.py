@@ -1,6 +1,7 @@
 """A LoRA on a rewritten base is saved so that, loaded on the original base, it is the tuned model."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -47,9 +48,13 @@ def logits(model, ids):
         return model.eval()(input_ids=ids, use_cache=False).logits
 
 
+@functools.cache
+def option(name):
+    return compose([f"method={name}", "method.r=4", "task_recipe.dropout=0"]).tree["method"]
+
+
 def method_of(name, options):
-    node = compose([f"method={name}", "method.r=4", "task_recipe.dropout=0"]).tree["method"]
-    return make({**node, **options})
+    return make({**option(name), **options})
 
 
 def trained(base, built, new_tokens=(), steps=3):
