@@ -66,7 +66,7 @@ def main() -> int:
     rows = source.read(composed.config.data, composed.tree["data"], composed.config.seed)
     with tempfile.TemporaryDirectory() as folder:
         context = prepare(composed, rows, RunFolder(Path(folder)))
-        module = make(context.tree["task_recipe"], context)
+        module = make("task_recipe", context.tree["task_recipe"], pl.LightningModule, context)
         trainer, switch = build_trainer(context, -1), Switch()
         trainer.callbacks.insert(0, switch)
         trainer.fit(module, Loaders(context))

@@ -216,3 +216,11 @@ def documents(count: int = 6, seed: int = 0) -> list[Any]:
         labels = np.where(np.arange(length) < length // 2, IGNORE, ids)
         made.append(Document(ids, labels, "t"))
     return made
+
+
+def make_method(node: Any) -> Any:
+    """The method of a config's node."""
+    from tuneforge.method import Method
+    from tuneforge.targets import make
+
+    return make("method", node, Method)

@@ -10,6 +10,8 @@ import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -80,7 +82,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         fsdp_tp.check(architecture, machine.tensor_parallel_size)
     tokenizer = load_tokenizer(config.model, generates=classes is None)
     check_vocabulary(config.model, architecture, tokenizer)
-    method = make(tree["method"])
+    method = make("method", tree["method"], Method)
     _add_tokens(config, tokenizer, method)
     adapters.check(config.model, tree["method"], method, tokenizer)
     config = fitted(config, architecture, method, tokenizer, classifies=classes is not None)
@@ -346,7 +348,9 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
     """Lightning's trainer for this process; nothing in it prints, saves or samples by Lightning's own defaults."""
     config, settled = context.config, context.settled
     callbacks: list[Callback] = [StartChecks(), SampleAnswers(), LastEvaluation()]
-    callbacks += [make(_below(node, context.folder.root)) for node in context.tree["callbacks"].values()]
+    callbacks += [
+        make("callbacks", _below(node, context.folder.root), Callback) for node in context.tree["callbacks"].values()
+    ]
     if context.trial is not None and context.trial.objective:
         callbacks.append(TrialReports(context.trial, settled.eval_every))
     # Last: what it saves holds the state of the others after this step, not in the middle of it.
@@ -354,13 +358,13 @@ def build_trainer(context: Context, keep_to_step: int) -> pl.Trainer:
     loggers = [MetricsFile(context.folder.metrics, keep_to_step)]
     if is_main_process():
         root = context.folder.root
-        loggers += [make(_below(node, root), root) for node in context.tree["logger"].values()]
+        loggers += [make("logger", _below(node, root), Logger, root) for node in context.tree["logger"].values()]
     return pl.Trainer(
         default_root_dir=context.folder.root,
         accelerator="gpu" if context.machine.kind == "cuda" else context.machine.kind,
         devices=_devices(context.machine),
         num_nodes=context.machine.num_nodes,
-        strategy=make(context.tree["strategy"], context.machine),
+        strategy=make("strategy", context.tree["strategy"], (Strategy, str), context.machine),
         precision=settled.precision,  # type: ignore[arg-type]
         max_epochs=1,
         max_steps=settled.num_steps,

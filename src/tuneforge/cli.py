@@ -45,7 +45,7 @@ VERBS = {
     "train": Verb(
         "fine-tune (the default); --from RUN repeats a run, with overrides from there; --multirun searches",
         "train",
-        ("--from", "--multirun", "--cfg", "--package", "--resolve"),
+        ("--from", "--multirun", "--cfg", "--info", "--package", "--resolve"),
         "RUN",
     ),
     "plan": Verb(
@@ -77,8 +77,21 @@ VERBS = {
     ),
 }
 
-# Hydra's own way of looking at its configs: handed to Hydra untouched.
-HYDRA_FLAGS = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc")
+NOT_HERE = {
+    "--hydra-help": "run `python -m tuneforge --help`; --info shows what Hydra composes",
+    "--shell-completion": "run `python -m tuneforge --help`: it lists the groups and their options",
+    "-sc": "run `python -m tuneforge --help`: it lists the groups and their options",
+    "--run": "leave it out: a command without --multirun is one run",
+    "-r": "leave it out: a command without --multirun is one run",
+    "--config-name": "put your options into a folder and name it: --config-dir DIR",
+    "-cn": "put your options into a folder and name it: --config-dir DIR",
+    "--config-path": "put your options into a folder and name it: --config-dir DIR",
+    "-cp": "put your options into a folder and name it: --config-dir DIR",
+    "--experimental-rerun": "start from a run's folder: --from RUN",
+}
+"""Flags of Hydra's command line that would go past our checks, and what does the same."""
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+"""What `--info` shows."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,6 +143,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--config-dir", "-cd", type=local_path, action="append", default=[])
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--info", "-i", choices=INFO)
     # Hydra's flag; what it asks for is what ours does anyway: the printed config is always resolved.
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")
@@ -148,9 +162,8 @@ COMMON = ("--help", "--version", "--config-dir")
 
 
 def _run(argv: list[str]) -> int:
-    if any(a.partition("=")[0] in HYDRA_FLAGS for a in argv):
-        return _hydra(argv)
-    flags, rest = _parser().parse_known_args(argv)
+    _refuse_hydras(argv)
+    flags, rest = _parser().parse_known_args(_with_topic(argv))
     request = _request(flags, rest)
     if flags.version:
         return _say(__version__)
@@ -163,18 +176,29 @@ def _run(argv: list[str]) -> int:
         os.environ.update(world.variables())
     if flags.multirun:
         return _multirun(request)
-    if flags.cfg in ("hydra", "all"):
-        return _hydra(argv)
     module = importlib.import_module(f"tuneforge.commands.{VERBS[request.verb].module}")
     run_verb: Callable[[Request], int] = module.run
     return run_verb(request)
+
+
+def _refuse_hydras(argv: Sequence[str]) -> None:
+    given = next((a.partition("=")[0] for a in argv if a.partition("=")[0] in NOT_HERE), None)
+    if given is not None:
+        raise TuneforgeError("unknown-flag", f"{given} is Hydra's own, and not here", fix=NOT_HERE[given])
+
+
+def _with_topic(argv: Sequence[str]) -> list[str]:
+    """`--info` alone shows everything; argparse would take the next argument for its topic."""
+    following = [*argv[1:], ""]
+    bare = ("--info", "-i")
+    return [f"--info={INFO[0]}" if a in bare and n not in INFO else a for a, n in zip(argv, following, strict=True)]
 
 
 def _request(flags: argparse.Namespace, rest: list[str]) -> Request:
     """The command as typed; an unknown verb or flag, and a flag of another verb, are refused."""
     unknown = [a for a in rest if a.startswith("-")]
     if unknown:
-        known = [o for action in _parser()._actions for o in action.option_strings] + list(HYDRA_FLAGS)
+        known = [o for action in _parser()._actions for o in action.option_strings] + list(NOT_HERE)
         raise TuneforgeError(
             "unknown-flag", f"there is no flag {unknown[0]}", fix=did_you_mean(unknown[0].partition("=")[0], known)
         )
@@ -218,8 +242,8 @@ def _multirun(request: Request) -> int:
     """A sweep; what is swept and what is fixed are checked before the first trial starts."""
     if request.base is not None:
         raise TuneforgeError("sweep-of-a-run", "--multirun does not start from a run", fix="sweep over an experiment")
-    if request.flags.cfg is not None:
-        message = "--multirun has a config for each trial, and --cfg shows one"
+    if request.flags.cfg is not None or request.flags.info is not None:
+        message = "--multirun has a config for each trial, and --cfg and --info show one"
         raise TuneforgeError("cfg-of-a-sweep", message, fix="give it the values of one trial, without --multirun")
     if find_world().size > 1:
         raise TuneforgeError(
@@ -230,22 +254,6 @@ def _multirun(request: Request) -> int:
     from tuneforge.study.command import sweep
 
     return sweep(request.overrides, request.flags.config_dir)
-
-
-def _hydra(argv: list[str]) -> int:
-    """Hand over to Hydra's own command line, to look at its configs."""
-    import hydra
-    from omegaconf import DictConfig
-
-    from tuneforge.front import CONFIG_MODULE, CONFIG_NAME
-
-    def task(job: DictConfig) -> None:
-        raise AssertionError("what runs a job does not come here")
-
-    sys.argv = ["tuneforge", *[a for a in argv if a not in VERBS]]
-    main: Callable[[], None] = hydra.main(f"pkg://{CONFIG_MODULE}", CONFIG_NAME)(task)
-    main()
-    return EXIT_OK
 
 
 def _say(text: str) -> int:

@@ -23,10 +23,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tuneforge import inert, rules
+from tuneforge.config_bounds import MAX_VALUES, bounded_interpolations, exhausted
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
+from tuneforge.hydra_node import is_hydra
 from tuneforge.interpolation import lookup
-from tuneforge.overrides import is_hydra, normalise, option_of_broken_plugin
+from tuneforge.overrides import normalise, option_of_broken_plugin
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import taken_twice
 from tuneforge.plugins.inspection import missing_requirements
@@ -41,7 +43,7 @@ from tuneforge.trial import Trial
 T = TypeVar("T")
 
 # Rounded to what a person would write: 3e-4 x 10 is 0.003.
-OmegaConf.register_resolver("times", lambda *factors: float(f"{math.prod(factors):.12g}"), replace=True)
+OmegaConf.register_resolver("times", lambda *given: float(f"{math.prod(map(float, given)):.12g}"), replace=True)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     Raises:
         TuneforgeError: with every problem of this config.
     """
+    with bounded_interpolations():
+        return _compose(overrides, config_dirs)
+
+
+def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
     in_defaults = groups_in_defaults()
     with front(config_dirs) as loader:
         lines, parsed, problems = normalise(loader, overrides, in_defaults)
@@ -93,10 +100,9 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     with open_dict(tree):
         _show_defaults(tree, ROOT.target)
     hydra = tree.hydra
-    run_dir = named_folder(hydra.run.dir, "hydra.run.dir")
+    run_dir = _run_dir(hydra, problems)
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
-    resolved = _resolve(tree, "", problems, origins)
-    del resolved["hydra"]
+    resolved = _Resolution(problems, origins).of(tree)
     used = used_plugins(choices, resolved)
     composed = judge(resolved, origins, [*problems, *_plugin_problems(choices, used)])
     return dataclasses.replace(
@@ -108,6 +114,17 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
         config_dirs=tuple(config_dirs),
         plugins=used,
     )
+
+
+def _run_dir(hydra: DictConfig, problems: list[Problem]) -> Path:
+    """Where the run goes; what cannot be worked out is a problem."""
+    try:
+        value = hydra.run.dir
+    except OmegaConfBaseException as error:
+        first = str(error).strip().splitlines()[0]
+        problems.append(Problem("unresolved", f"cannot be worked out: {first}", "hydra.run.dir"))
+        return Path()
+    return named_folder(value, "hydra.run.dir")
 
 
 def named_folder(value: object, path: str) -> Path:
@@ -218,25 +235,44 @@ def from_hydra(error: Exception) -> Problem:
     return Problem("broken-option-file", lines[0] if lines else type(error).__name__, fix="\n  ".join(lines[1:]))
 
 
-def _resolve(node: DictConfig, path: str, problems: list[Problem], origins: Mapping[str, Origin]) -> dict[str, Any]:
+class _Resolution:
     """Plain containers with every interpolation worked out; one that cannot be is a problem and is left out."""
-    done: dict[str, Any] = {}
-    for key in map(str, node):
-        where = f"{path}.{key}" if path else key
-        if where == "hydra":
-            done["hydra"] = None
-            continue
-        try:
-            value = None if OmegaConf.is_missing(node, key) else node[key]
-            if OmegaConf.is_missing(node, key):
+
+    def __init__(self, problems: list[Problem], origins: Mapping[str, Origin]) -> None:
+        self.problems = problems
+        self.origins = origins
+        self.values = 0
+
+    def of(self, node: DictConfig, path: str = "") -> dict[str, Any]:
+        """The mapping at `path`."""
+        done: dict[str, Any] = {}
+        for key in map(str, node):
+            where = f"{path}.{key}" if path else key
+            if where == "hydra":
                 continue
-            if isinstance(value, DictConfig):
-                done[key] = _resolve(value, where, problems, origins)
-            else:
-                done[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
-        except OmegaConfBaseException as error:
-            problems.append(_unresolved(node, where, error, origin_of(origins, where)))
-    return done
+            try:
+                if not OmegaConf.is_missing(node, key):
+                    done[key] = self._value(node[key], where)
+            except OmegaConfBaseException as error:
+                if exhausted():
+                    raise self._too_large(where) from error
+                self.problems.append(_unresolved(node, where, error, origin_of(self.origins, where)))
+        return done
+
+    def _value(self, value: Any, where: str) -> Any:
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise self._too_large(where)
+        if isinstance(value, DictConfig):
+            return self.of(value, where)
+        return [self._value(item, where) for item in value] if isinstance(value, ListConfig) else value
+
+    def _too_large(self, where: str) -> TuneforgeError:
+        message = "the config has more values, or more interpolations to work out, than any config"
+        origin = origin_of(self.origins, where)
+        return TuneforgeError(
+            "yaml-too-large", message, path=where, origin=origin, fix="check the file where it is set"
+        )
 
 
 def _unresolved(node: DictConfig, where: str, error: OmegaConfBaseException, origin: str) -> Problem:
@@ -245,8 +281,13 @@ def _unresolved(node: DictConfig, where: str, error: OmegaConfBaseException, ori
     missing = re.match(r"Interpolation key '(.+)' not found", first)
     if missing is None:
         return Problem("unresolved", f"cannot be worked out: {first}", where, origin)
-    parent, _, last = missing[1].rpartition(".")
-    around = OmegaConf.select(node._get_root(), parent, throw_on_missing=False) if parent else node._get_root()
-    known = [str(k) for k in around] if OmegaConf.is_dict(around) else []
-    fix = did_you_mean(last, known) if known else f"set {missing[1]}, or {where} itself"
+    around: Any = node._get_root()
+    fix = f"set {missing[1]}, or {where} itself"
+    for part in missing[1].lstrip(".").split("."):
+        if not OmegaConf.is_dict(around):
+            break
+        if part not in around:
+            fix = did_you_mean(part, map(str, around))
+            break
+        around = around._get_node(part)
     return Problem("unresolved", f"cannot be worked out: it reads {missing[1]}, which is not there", where, origin, fix)

@@ -1,65 +1,27 @@
 """Our door to Hydra: its loader over our option files, the plugins' and the user's, and what can be chosen there."""
 
-import builtins
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
-from hydra import initialize_config_module
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra import initialize_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
-from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.config_source import ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 
 from tuneforge.errors import TuneforgeError
+from tuneforge.option_files import CONFIG_MODULE, OPTIONS, PLUGIN, SWEEPS, SWEEPS_MODULE, Options, Sweeps
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import discover
-from tuneforge.provenance import PLUGIN, SWEEPS, SWEEPS_MODULE
 
-CONFIG_MODULE = "tuneforge.conf"
 CONFIG_NAME = "config"
 CONFIG_DIR = "config-dir"
 """What Hydra calls the provider of the folders of --config-dir."""
-SWEEP = "sweep"
-"""The group of the sweeps: no run has one unless it is asked for."""
-
-
-class _Sweeps(ImportlibResourcesConfigSource):
-    """sweeps/ as the group `sweep`: beside conf/ for its readers, and in it for Hydra."""
-
-    @staticmethod
-    def scheme() -> str:
-        """Of its place in the search path."""
-        return SWEEPS
-
-    def is_group(self, config_path: str) -> bool:
-        """It has one group."""
-        return config_path in ("", SWEEP)
-
-    def is_config(self, config_path: str) -> bool:
-        """Whether the group has this option."""
-        group, _, option = config_path.partition("/")
-        return group == SWEEP and bool(option) and super().is_config(option)
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        """An option of the group."""
-        return super().load_config(config_path.partition("/")[2])
-
-    def list(self, config_path: str, results_filter: ObjectType | None) -> builtins.list[str]:
-        """The group, or its options."""
-        if config_path == SWEEP:
-            names = [f.name for f in resources.files(SWEEPS_MODULE).iterdir()]
-            options = sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml"))
-            return [] if results_filter == ObjectType.GROUP else options
-        return [SWEEP] if config_path == "" and results_filter != ObjectType.CONFIG else []
 
 
 class _MoreSources(SearchPathPlugin):
@@ -71,7 +33,7 @@ class _MoreSources(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(SWEEPS, f"{SWEEPS}://{SWEEPS_MODULE}")
         for provider, folder in self.sources:
-            search_path.append(provider, f"file://{folder}")
+            search_path.append(provider, f"{OPTIONS}://{folder}")
 
 
 @contextmanager
@@ -90,14 +52,14 @@ def front(config_dirs: Sequence[Path] = ()) -> Iterator[ConfigLoader]:
         *((CONFIG_DIR, d.resolve()) for d in config_dirs),
     )
     plugins = Plugins.instance()
-    for ours, kind in ((_Sweeps, ConfigSource), (_MoreSources, SearchPathPlugin)):
+    for ours, kind in ((Options, ConfigSource), (Sweeps, ConfigSource), (_MoreSources, SearchPathPlugin)):
         if ours not in plugins.discover(kind):
             plugins.register(ours)
     # A job of a sweep composes inside of Hydra's own main, whose state must be there again afterwards.
     outer = Singleton.get_state() if GlobalHydra.instance().is_initialized() else None
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module(CONFIG_MODULE, job_name="tuneforge"):
+        with initialize_config_search_path([f"{OPTIONS}://{CONFIG_MODULE}"], job_name="tuneforge"):
             yield GlobalHydra.instance().config_loader()
     finally:
         if outer is not None:
@@ -113,5 +75,6 @@ def groups(loader: ConfigLoader) -> dict[str, list[str]]:
 @functools.cache
 def groups_in_defaults() -> frozenset[str]:
     """Groups of which every run has an option. Ours alone say so: a folder of the user's cannot shadow config.yaml."""
-    with front() as loader:
-        return frozenset(loader.compute_defaults_list(CONFIG_NAME, [], RunMode.RUN).overrides.known_choices)
+    defaults = Options("main", f"{OPTIONS}://{CONFIG_MODULE}").data(CONFIG_NAME)["defaults"]
+    chosen = [next(iter(entry)) for entry in defaults if isinstance(entry, dict)]
+    return frozenset(group for group in chosen if not group.startswith("override "))

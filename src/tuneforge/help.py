@@ -7,7 +7,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tuneforge.compose import Composed
 from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.front import front, groups
 from tuneforge.plugins import registry
@@ -45,7 +44,7 @@ flags:
   --multirun, -m             search: every combination of comma-separated values, intervals, or +sweep=NAME
   --config-dir DIR, -cd      option files of your own, in folders named like the groups
   --json, --json-errors      answers, and problems, for machines
-  --info, --hydra-help       Hydra's own views
+  --cfg hydra|all, --info    what Hydra composes, of the same checked config
   --version                  print the version
   --help, -h                 this text
 
@@ -85,9 +84,9 @@ def _pairs(plugin: Plugin) -> list[tuple[str, str]]:
     return [(group, option) for group, options in plugin.options.items() for option in options]
 
 
-def config_text(composed: Composed, package: str | None) -> str:
+def config_text(tree: Mapping[str, Any], package: str | None) -> str:
     """The resolved config as YAML, or the node at the dotted path `package`."""
-    node: Any = composed.tree
+    node: Any = tree
     for part in package.split(".") if package else []:
         if not isinstance(node, dict) or part not in node:
             known = node if isinstance(node, dict) else []

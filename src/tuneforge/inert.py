@@ -11,7 +11,8 @@ from typing import Any
 
 from tuneforge.errors import Problem
 from tuneforge.interpolation import references
-from tuneforge.provenance import PLUGIN, SWEEPS, Origin
+from tuneforge.option_files import PLUGIN, SWEEPS
+from tuneforge.provenance import Origin
 from tuneforge.rules import classifies
 from tuneforge.schema import Config
 from tuneforge.schema.signature import read_signature

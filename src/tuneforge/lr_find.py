@@ -54,7 +54,7 @@ def find(composed: Composed, rows: Source, place: Place, command: Callable[[floa
         RefusedError: the loss never fell.
     """
     context = prepare(composed, rows, place.folder)
-    module = make(composed.tree["task_recipe"], context)
+    module = make("task_recipe", composed.tree["task_recipe"], pl.LightningModule, context)
     trainer, loaders = build_trainer(context, 0), Loaders(context)
     measure(trainer, module, loaders)
     rates, losses = _sweep(context, trainer, module, loaders)

@@ -7,8 +7,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from tuneforge.config_bounds import too_complex
 from tuneforge.errors import Problem, did_you_mean
 from tuneforge.front import groups
+from tuneforge.hydra_node import is_hydra, typed_problem
 from tuneforge.plugins import registry
 
 
@@ -22,9 +24,14 @@ def normalise(
     problems: list[Problem] = []
     parser = OverridesParser.create()
     for text in overrides:
+        why = too_complex(text)
+        if why:
+            fix = "put what it sets into an option file (--config-dir DIR)"
+            problems.append(Problem("unreadable-override", f"the argument {_shown(text)} {why}", fix=fix))
+            continue
         try:
             override = parser.parse_override(text)
-        except HydraException:
+        except (HydraException, ValueError):  # a number of more digits than Python reads
             fix = (
                 ""
                 if "=" in text
@@ -33,13 +40,14 @@ def normalise(
             problems.append(
                 Problem(
                     "unreadable-override",
-                    f"cannot read the argument {text!r}",
+                    f"cannot read the argument {_shown(text)}",
                     fix=fix or "quote special characters: 'key=\"a,b\"'",
                 )
             )
             continue
         problem = (
-            _group_problem(override, known)
+            typed_problem(override)
+            or _group_problem(override, known)
             or _hydra_problem(loader, override)
             or (None if sweeping else _sweep_problem(override))
         )
@@ -58,6 +66,10 @@ def normalise(
             lines.append("++" + text.lstrip("+"))
             values.append(parser.parse_override(lines[-1]))
     return lines, values, problems
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _group_problem(override: Override, known: Mapping[str, list[str]]) -> Problem | None:
@@ -125,8 +137,3 @@ def option_of_broken_plugin(group: str, option: str, origin: str = "") -> Proble
             message = f"{option!r} comes from {plugin.label}, which is broken: {trouble.cause}"
             return Problem("plugin-broken", message, group, origin, trouble.mend)
     return None
-
-
-def is_hydra(override: Override) -> bool:
-    """Whether it is about Hydra itself."""
-    return override.key_or_group == "hydra" or override.key_or_group.startswith(("hydra.", "hydra/"))

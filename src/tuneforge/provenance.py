@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,11 +10,10 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 
+from tuneforge.option_files import Options
+from tuneforge.yaml_files import node_of
+
 COMMAND_LINE = "command line: "
-SWEEPS, SWEEPS_MODULE = "sweeps", "tuneforge.sweeps"
-"""The folder, and the package as which it ships."""
-PLUGIN = "plugin "
-"""What the places of a plugin's option files start with: `plugin NAME: /path/conf/method/x.yaml:3`."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def _settings(loader: ConfigLoader, default: ResultDefault) -> Iterator[tuple[st
     if found is None:
         return
     text, shown = found
-    for path, line, node in _leaves(yaml.compose(text, Loader=yaml.SafeLoader)):
+    for path, line, node in _leaves(node_of(text)):
         if path.split(".")[0] not in ("defaults", "hydra") or package:
             written = text[node.start_mark.index : node.end_mark.index].strip()
             expression = node.value if isinstance(node, yaml.ScalarNode) and "${" in node.value else ""
@@ -148,18 +145,8 @@ def _shown(loader: ConfigLoader, config_path: str) -> str:
 def _find(loader: ConfigLoader, config_path: str) -> tuple[str, str] | None:
     """The text of an option file and the name to show for it."""
     for source in loader.get_sources():
-        if source.scheme() not in ("pkg", "file", SWEEPS) or not source.is_config(config_path):
-            continue
-        relative = f"{config_path}.yaml"
-        if source.scheme() == SWEEPS:
-            name = relative.rpartition("/")[2]
-            return resources.files(SWEEPS_MODULE).joinpath(name).read_text(encoding="utf-8"), f"{SWEEPS}/{name}"
-        if source.scheme() == "pkg":
-            file = resources.files(source.path.replace("/", ".")).joinpath(relative)
-            return file.read_text(encoding="utf-8"), f"conf/{relative}"
-        path = Path(source.path) / relative
-        owner = f"{source.provider}: " if source.provider.startswith(PLUGIN) else ""
-        return path.read_text(encoding="utf-8"), f"{owner}{path}"
+        if isinstance(source, Options) and source.is_config(config_path):
+            return source.text(config_path), source.shown(config_path)
     return None
 
 

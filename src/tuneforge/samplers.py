@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from hydra.errors import HydraException
-from hydra.utils import instantiate
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from tuneforge.errors import TuneforgeError
+from tuneforge.targets import PRUNERS, SAMPLERS, instead_of, load, why_untrusted
 
 AUTO, GRID = "auto", "grid"
 """Targets of our own: what decides by the space, and what needs no sampler."""
@@ -21,7 +20,6 @@ TPE = {"_target_": "optuna.samplers.TPESampler", "multivariate": True, "group": 
 NONE = "optuna.pruners.NopPruner"
 _NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "scipy", "QMCSampler": "scipy"}
 """Packages that Optuna imports when such a sampler first draws, which would be in the midst of a sweep."""
-_TRUSTED = ("optuna.samplers.*", "optuna.pruners.*")
 
 
 def is_grid(node: Mapping[str, Any], *, listed: bool) -> bool:
@@ -37,7 +35,7 @@ def make_sampler(node: Mapping[str, Any], seed: int) -> BaseSampler:
     """
     options = TPE if node["_target_"] == AUTO else node
     own = {k: v for k, v in options.items() if k != "seed" or v is not None}
-    sampler = _make({"seed": seed, **own}, "sampler")
+    sampler = _make({"seed": seed, **own}, SAMPLERS)
     assert isinstance(sampler, BaseSampler)
     return sampler
 
@@ -48,14 +46,17 @@ def make_pruner(node: Mapping[str, Any]) -> BasePruner:
     Raises:
         TuneforgeError: no such pruner or option.
     """
-    pruner = _make(node, "pruner")
+    pruner = _make(node, PRUNERS)
     assert isinstance(pruner, BasePruner)
     return pruner
 
 
-def _make(node: Mapping[str, Any], kind: str) -> Any:
+def _make(node: Mapping[str, Any], group: str) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path, target = f"hydra.sweeper.{kind}", str(node["_target_"])
+    path, target = group.replace("/", "."), str(node.get("_target_"))
+    refusal = why_untrusted(group, target)
+    if refusal:
+        raise TuneforgeError("untrusted-target", refusal, path=path, fix=instead_of(group, target))
     package = _NEEDS.get(target.rpartition(".")[2])
     if package and importlib.util.find_spec(package) is None:
         raise TuneforgeError(
@@ -65,9 +66,8 @@ def _make(node: Mapping[str, Any], kind: str) -> Any:
         with warnings.catch_warnings():
             # Multivariate TPE has been experimental since Optuna 2.2, and is what its authors recommend.
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return instantiate(dict(node), _execution_whitelist_=_TRUSTED)
-    except (HydraException, TypeError, ValueError) as error:
-        cause = error.__cause__
-        why = str(cause or error).strip().splitlines()[0]
-        fix = f"choose one of the group: hydra/sweeper/{kind}=..., and options of its own"
+            return load(group, target)(**{k: v for k, v in node.items() if k != "_target_"})
+    except (TypeError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        fix = f"choose one of the group: {group}=..., and options of its own"
         raise TuneforgeError("bad-search", f"{target}: {why}", path=path, fix=fix) from error

@@ -1,84 +1,110 @@
-"""Which `_target_`s a config may name: tuneforge, its plugins, and library objects by their exact name."""
+"""Which code a config may name, and the one place where it is called.
 
+A config may come from elsewhere: a run folder, a sweep, an option file of somebody else. So a `_target_` is an option
+and not a function at large: trusted are the names that option files give in the same group, and exact names of
+libraries. Whatever is built must be of its group's type.
+"""
+
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hydra.errors import HydraException
-
-from tuneforge.errors import TuneforgeError
+from tuneforge import option_targets
+from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.plugins import registry
 from tuneforge.schema.signature import Signature, read_signature
 
 CORE = "tuneforge"
+SAMPLERS, PRUNERS = "hydra/sweeper/sampler", "hydra/sweeper/pruner"
 
 # Exact names: `torch.*` as a package would let `torch.load` through, and with it any pickle.
-TRUSTED_NAMES = frozenset(
-    {
-        "lightning.pytorch.callbacks.DeviceStatsMonitor",
-        "lightning.pytorch.callbacks.EarlyStopping",
-        "lightning.pytorch.callbacks.LearningRateMonitor",
-        "lightning.pytorch.callbacks.Timer",
-        "lightning.pytorch.loggers.CSVLogger",
-        "lightning.pytorch.loggers.TensorBoardLogger",
-        "torch.optim.AdamW",
-        "torch.optim.SGD",
-    }
-)
+LIBRARIES: Mapping[str, frozenset[str]] = {
+    "callbacks": frozenset(
+        f"lightning.pytorch.callbacks.{name}"
+        for name in ("DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "Timer")
+    ),
+    "logger": frozenset(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")),
+    "optim": frozenset({"torch.optim.AdamW", "torch.optim.SGD"}),
+    SAMPLERS: frozenset(f"optuna.samplers.{name}" for name in ("BruteForceSampler", "NSGAIIISampler", "QMCSampler")),
+    PRUNERS: frozenset(f"optuna.pruners.{name}" for name in ("PercentilePruner", "ThresholdPruner", "WilcoxonPruner")),
+}
+"""Group -> what a config may name there beside what option files do."""
 
 
-def trusted_packages() -> tuple[str, ...]:
-    """The packages whose own code a config may name: ours, and that of each healthy plugin."""
-    return (CORE, *(p.package for p in registry.healthy()))
+def trusted(group: str) -> frozenset[str]:
+    """What a config may name in a group (or at `option_targets.FORMAT` and `EXTENSION`, which name functions)."""
+    return option_targets.named(group) | LIBRARIES.get(group, frozenset())
 
 
-def why_untrusted(target: str) -> str:
-    """Why a config may not name this target; "" when it may."""
-    package = target.partition(".")[0]
-    if package in trusted_packages() or target in TRUSTED_NAMES:
+def why_untrusted(group: str, target: str) -> str:
+    """Why a config may not name this target in this group; "" when it may."""
+    if target in trusted(group):
         return ""
+    package = target.partition(".")[0]
     owner = registry.owner_of(package)
-    if owner is not None:
+    if owner is not None and owner.troubles:
         return f"{target} is of {owner.label}, which is broken: {owner.troubles[0].cause}"
-    return (
-        f"{target} is not trusted: a config may name code of {', '.join(trusted_packages())}, "
-        f"or exactly one of {', '.join(sorted(TRUSTED_NAMES))}"
-    )
+    if owner is not None or package == CORE:
+        return f"{target} cannot be found among the targets that options of {group} name, and no other code is called"
+    return f"{target} is not trusted: a config may name the targets of {group}'s options, and no other code is called"
 
 
-def why_borrowed(signature: Signature) -> str:
-    """Why a trusted package may not lend its name to this target: it only imports it from elsewhere."""
-    if signature.target in TRUSTED_NAMES or signature.home.partition(".")[0] in trusted_packages():
+def instead_of(group: str, target: str) -> str:
+    """What to write instead of a target that is not trusted."""
+    return did_you_mean(target, trusted(group))
+
+
+def why_borrowed(group: str, signature: Signature) -> str:
+    """Why an option file may not lend its package's name to this target: the package only imports it from elsewhere."""
+    home, package = signature.home.partition(".")[0], signature.target.partition(".")[0]
+    if signature.target in LIBRARIES.get(group, frozenset()) or home in (package, CORE):
         return ""
     return f"{signature.target} is really of {signature.home}, which is not trusted"
 
 
-def make(node: Mapping[str, Any], *objects: Any) -> Any:
-    """Call what `node["_target_"]` names: with as many of `objects` as it takes, and the keys that are its options.
+def make(group: str, node: Mapping[str, Any], kind: type | tuple[type, ...], *objects: Any) -> Any:
+    """Build what a node of a group names.
+
+    Args:
+        group: the config group, whose options' targets are trusted.
+        node: `_target_`, and its options; keys of the node that are no options of the target are left out.
+        kind: what has to come out.
+        objects: what the target is given by position, as many of them as it takes.
 
     Raises:
-        TuneforgeError: the code of a plugin cannot be imported.
+        TuneforgeError: the target is not trusted, its code cannot be imported, or builds something else.
     """
     target = node["_target_"]
+    call = load(group, target)
     signature = read_signature(target)
     options = {k: v for k, v in node.items() if k in signature.fields or (signature.accepts_any and k != "_target_")}
-    return load(target)(*objects[: signature.num_objects], **options)
+    built = call(*objects[: signature.num_objects], **options)
+    if not isinstance(built, kind):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise TuneforgeError(
+            "wrong-kind",
+            f"{target} makes a {type(built).__name__}, and {group} is a {wanted}",
+            path=group,
+            fix=f"return a {wanted} from it (docs/plugins.md), or choose another option",
+        )
+    return built
 
 
-def load(target: str) -> Callable[..., Any]:
+def load(group: str, target: str) -> Callable[..., Any]:
     """The class or function of this name, imported.
 
     Raises:
-        TuneforgeError: the code of a plugin cannot be imported.
+        TuneforgeError: a config may not name it in this group, or the code of a plugin cannot be imported.
     """
-    from hydra.utils import instantiate
-
+    refusal = why_untrusted(group, target)
+    if refusal:
+        raise TuneforgeError("untrusted-target", refusal, path=group, fix=instead_of(group, target))
+    module, _, name = target.rpartition(".")
     package = target.partition(".")[0]
-    whitelist = [f"{trusted}.*" for trusted in trusted_packages()] + sorted(TRUSTED_NAMES)
     registry.make_importable(package)
     try:
-        # `_partial_` hands back the callable, so that our objects never pass through a config.
-        call: Callable[..., Any] = instantiate({"_target_": target, "_partial_": True}, _execution_whitelist_=whitelist)
-    except HydraException as error:
+        call: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a plugin's code does when it is imported
         owner = registry.owner_of(package)
         if owner is None:
             raise
@@ -91,7 +117,7 @@ def load(target: str) -> Callable[..., Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of the error underneath: Hydra wraps it in its own."""
+    """The last line of the error underneath."""
     first = error
     while (cause := first.__cause__) is not None:
         first = cause

@@ -145,15 +145,16 @@ def _binds(choice: str) -> str:
     from tuneforge.targets import load
 
     composed = compose([choice, *_needs(choice)])
-    node = composed.tree[choice.partition("=")[0]]
+    group = choice.partition("=")[0]
+    node = composed.tree[group]
     for one in (node, *(v for v in node.values() if isinstance(v, dict))):
         if "_target_" not in one:
             continue
         signature = read_signature(one["_target_"])
         options = {k: v for k, v in one.items() if k in signature.fields}
         try:
-            code = load(one["_target_"])
-            inspect.signature(getattr(code, "func", code)).bind(*[None] * signature.num_objects, **options)
+            code = load(group, one["_target_"])
+            inspect.signature(code).bind(*[None] * signature.num_objects, **options)
         except (TuneforgeError, TypeError) as error:
             return f"{one['_target_']}: {error}"
     return ""

@@ -104,13 +104,15 @@ def train(composed: Composed, rows: "Source", place: "Place") -> int:
 
 def _train(context: "Context", record: "Record", place: "Place") -> int:
     """Measure the base, train, restore the best, measure again, write it all down."""
+    import lightning.pytorch as pl
+
     from tuneforge import finish
     from tuneforge.build import Loaders, build_trainer
     from tuneforge.callbacks.guard import guards
     from tuneforge.sanity import overfit_one_batch
     from tuneforge.targets import make
 
-    module = make(context.tree["task_recipe"], context)
+    module = make("task_recipe", context.tree["task_recipe"], pl.LightningModule, context)
     trainer, loaders = build_trainer(context, place.step), Loaders(context)
     record.watched, record.loggers = guards(trainer), trainer.loggers
 

@@ -9,12 +9,11 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from helpers import ROUNDING, difference
+from helpers import ROUNDING, difference, make_method
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.methods.bottleneck_adapter import sublayer_ends
 from tuneforge.plan.shape import ModelShape, Trainable
-from tuneforge.targets import make
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
@@ -41,7 +40,7 @@ def build(kind: str):
 
 
 def method(*options: str):
-    return make(compose(["method=bottleneck_adapter", "method.reduction_factor=4", *options]).tree["method"])
+    return make_method(compose(["method=bottleneck_adapter", "method.reduction_factor=4", *options]).tree["method"])
 
 
 def outputs(model):
@@ -171,7 +170,7 @@ def test_another_methods_adapter_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
 def test_the_plan_counts_what_is_trained(kind, placement):
     node = compose(["method=bottleneck_adapter", "method.reduction_factor=4", f"method.placement={placement}"]).tree
-    model = make(node["method"]).apply(build(kind))
+    model = make_method(node["method"]).apply(build(kind))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = ModelShape.from_hf_config(model.config.to_dict())
     assert Trainable.of_method(node["method"]).num_parameters(shape) == trained

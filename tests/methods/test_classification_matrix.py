@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from helpers import ROUNDING, difference, same_bits
+from helpers import ROUNDING, difference, make_method, same_bits
 from tuneforge import rules
 from tuneforge.adapters import base_model
 from tuneforge.compat import import_bitsandbytes, is_4bit
@@ -24,7 +24,6 @@ from tuneforge.models import classifier_config, load_classifier
 from tuneforge.objectives.classification import last_before_head
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.schema.model import Model
-from tuneforge.targets import make
 
 import_bitsandbytes()
 
@@ -65,7 +64,7 @@ def build(method: str, folder: Path):
     node |= {k: 0.0 for k in ("lora_dropout", "vera_dropout") if k in node}
     if method == "freeze":
         node["last_layers"] = 1
-    built = make(node)
+    built = make_method(node)
     config = classifier_config(AutoConfig.from_pretrained(folder), LABELS, PAD)
     torch.manual_seed(0)
     model = Model(name="tested", path=str(folder))

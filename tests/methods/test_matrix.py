@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from helpers import ROUNDING, difference, same_bits
+from helpers import ROUNDING, difference, make_method, same_bits
 from tuneforge import rules
 from tuneforge.callbacks.start_checks import packing_error
 from tuneforge.compat import import_bitsandbytes, is_4bit
@@ -28,7 +28,6 @@ from tuneforge.data.encode import Document
 from tuneforge.front import front, groups
 from tuneforge.objectives.causal_lm import rows_before_head
 from tuneforge.objectives.parameters import parameter_groups
-from tuneforge.targets import make
 
 import_bitsandbytes()
 
@@ -100,7 +99,7 @@ def build(method: str, folder: Path):
     node |= dict.fromkeys({"lora_dropout", "vera_dropout", "vblora_dropout", "dropout"} & node.keys(), 0.0)
     if method == "freeze":
         node["last_layers"] = 1
-    built = make(node)
+    built = make_method(node)
     base = load_base(built, folder)
     torch.manual_seed(1)
     if built.num_observed:

@@ -9,14 +9,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from helpers import ROUNDING, SHORT, difference, documents, make_tokenizer
+from helpers import ROUNDING, SHORT, difference, documents, make_method, make_tokenizer
 from tuneforge import rules
 from tuneforge.compose import compose
 from tuneforge.data.batches import Collate, Rows, real_tokens
 from tuneforge.data.encode import IGNORE
 from tuneforge.objectives.causal_lm import rows_before_head
 from tuneforge.objectives.routers import RouterBalance
-from tuneforge.targets import make
 
 KINDS = {
     "mixtral": {"num_local_experts": 4, "intermediate_size": 48},
@@ -50,7 +49,7 @@ def load(folder):
 
 def adapted(folder, *options):
     torch.manual_seed(1)
-    built = make(compose([*PLAIN, *options]).tree["method"])
+    built = make_method(compose([*PLAIN, *options]).tree["method"])
     return built, built.apply(load(folder))
 
 
@@ -215,7 +214,7 @@ def test_what_experts_cannot_have_is_refused_before_weights_load(options, path):
 @pytest.mark.parametrize(("options", "path"), [r for r in REFUSED if r[1]])
 def test_peft_still_cannot_do_what_is_refused(folders, options, path):
     """A refusal that has become unnecessary fails here."""
-    built = make(compose([*options, "method.r=4"]).tree["method"])
+    built = make_method(compose([*options, "method.r=4"]).tree["method"])
     with pytest.raises(Exception):  # noqa: B017, PT011  whatever upstream raises
         built.apply(load(folders["mixtral"]))
 

@@ -4,12 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helpers import ROUNDING, difference, documents
+from helpers import ROUNDING, difference, documents, make_method
 from tuneforge.compose import compose
 from tuneforge.data.batches import Collate, Rows
 from tuneforge.data.encode import IGNORE
 from tuneforge.errors import TuneforgeError
-from tuneforge.targets import make
 
 LAYER = "model.layers.1.mlp.down_proj"
 
@@ -21,7 +20,7 @@ def batches():
 
 
 def built(*options: str):
-    return make(compose(["method.r=4", "task_recipe.dropout=0", *options]).tree["method"])
+    return make_method(compose(["method.r=4", "task_recipe.dropout=0", *options]).tree["method"])
 
 
 def logits(model):

@@ -96,7 +96,8 @@ def test_a_plugins_options_are_checked_against_the_signature_of_its_code(write):
 
 def test_a_format_or_a_template_alone_makes_a_plugin_used(write):
     code = "def fmt(fields):\n    return fields\n"
-    write("alpha", {"plug_alpha/__init__.py": "", "plug_alpha/code.py": code, "plug_alpha/t.jinja": "x"})
+    option = {"plug_alpha/conf/data/cards.yaml": "defaults: [file]\nformat: plug_alpha.code.fmt\n"}
+    write("alpha", {"plug_alpha/__init__.py": "", "plug_alpha/code.py": code, "plug_alpha/t.jinja": "x", **option})
     for override in ("data.format=plug_alpha.code.fmt", "model.chat_template='plug_alpha:t.jinja'"):
         assert [p.name for p in compose([override]).plugins] == ["alpha"]
 

@@ -47,6 +47,7 @@ class Canary:
     """A process, which an attack tries to end."""
     module: str = MODULE
     """An importable module. It creates `mark` when it is imported, or when its function `run` is called."""
+    variables: frozenset[str] = frozenset(os.environ) - {"PYTEST_CURRENT_TEST"}
     before: dict[str, object] = field(default_factory=dict)
 
     def state(self) -> dict[str, object]:
@@ -54,8 +55,8 @@ class Canary:
         return {
             "folder": contents(self.folder),
             "mark": os.path.lexists(self.mark),
-            # pytest changes its own variable between the steps of a test.
-            "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+            # Without those that pytest, or a run of ours, sets for the libraries.
+            "environment": {k: v for k, v in os.environ.items() if k in self.variables or k.startswith(self.variable)},
             "process": self.process.poll(),
             "children": children(),
             "module": self.module in sys.modules,

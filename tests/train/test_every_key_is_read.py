@@ -78,10 +78,10 @@ def test_every_key_of_the_schema_is_read_by_a_run(command, compositions, monkeyp
     )
     original = targets.make
 
-    def make(node, *objects):
+    def make(group, node, kind, *objects):
         signature = read_signature(node["_target_"])
         passed.update(f"{node['_target_']}.{k}" for k in [*node, ""] if not k or k in signature.fields)
-        return original(node, *objects)
+        return original(group, node, kind, *objects)
 
     for module in [
         m for n, m in sys.modules.items() if n.startswith("tuneforge") and getattr(m, "make", None) is original

@@ -36,7 +36,7 @@ def steps(model, optimizer, count: int) -> list[float]:
 
 def build(name: str, model, lr: float = 1e-2, decay: float = 0.1):
     node = {**compose([f"optim={name}"]).tree["optim"], "lr": lr}
-    return make(node, parameter_groups(model, decay, lr))
+    return make("optim", node, torch.optim.Optimizer, parameter_groups(model, decay, lr))
 
 
 def test_all_of_them_are_tried():

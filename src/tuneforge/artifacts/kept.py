@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tuneforge.console import warn
 from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.yaml_files import read_yaml
 
 NUMBER = (int, float)
 
@@ -86,8 +85,8 @@ def read_object(path: Path, shape: Shape, what: str) -> dict[str, Any]:
     """
     text = _text(path)
     try:
-        value: Any = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        value: Any = read_yaml(text, path.name) if path.suffix == ".yaml" else json.loads(text)
+    except (ValueError, TuneforgeError, RecursionError) as error:
         raise damaged(path, f"is no {what}: {' '.join(str(error).split())[:120]}") from error
     wrong = mismatch(value, shape)
     if wrong:

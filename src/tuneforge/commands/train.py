@@ -9,13 +9,23 @@ from tuneforge.world import World, find_world
 def run(request: Request) -> int:
     """Train, or print the resolved config."""
     world = find_world()
-    if world.size > 1 and not request.flags.cfg:
+    if world.size > 1 and not (request.flags.cfg or request.flags.info):
         return _join(request, world)
     composed = request.compose()
+    if request.flags.info:
+        from tuneforge.hydra_views import print_info
+
+        print_info(composed, request.flags.info)
+        return EXIT_OK
     if request.flags.cfg:
         from tuneforge.help import config_text
 
-        print(config_text(composed, request.flags.package))  # noqa: T201
+        tree = composed.tree
+        if request.flags.cfg != "job":
+            from tuneforge.hydra_views import with_hydra
+
+            tree = with_hydra(composed, request.flags.cfg)
+        print(config_text(tree, request.flags.package))  # noqa: T201
         return EXIT_OK
     from tuneforge.train import launch
 

@@ -11,6 +11,7 @@ from tuneforge.data.examples import Example, WithoutLossError, alike, are_turns,
 from tuneforge.data.rows import Row, first_few
 from tuneforge.data.turns import Message, RowError
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean, near
+from tuneforge.option_targets import FORMAT
 from tuneforge.targets import load
 
 __all__ = ["FORMATS", "Example", "Message", "RowError", "convert", "naming", "recognise", "unread"]
@@ -155,7 +156,7 @@ def convert(
     aside: list[Problem] = []
     fixes: dict[str, None] = {}
     names = naming(rows, format, columns)
-    to_example: Callable[[Mapping[str, Any]], Example] = load(format) if "." in format else converter(format)
+    to_example: Callable[[Mapping[str, Any]], Example] = load(FORMAT, format) if "." in format else converter(format)
     for row in rows:
         try:
             example = to_example(rename(row.fields, names))

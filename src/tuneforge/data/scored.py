@@ -22,11 +22,10 @@ from tuneforge.data.formats import RowError
 from tuneforge.data.known import known
 from tuneforge.data.reading import KEY, about, read_examples
 from tuneforge.data.rows import Row, first_few, kind_of
-from tuneforge.data.source import sample
+from tuneforge.data.source import read_rows, sample
 from tuneforge.data.template import Rendered
 from tuneforge.errors import TuneforgeError
 from tuneforge.schema.data import ScoredRows
-from tuneforge.targets import make
 
 Numbers = npt.NDArray[np.float64]
 Metric = Literal["likelihood", "acc", "acc_norm"]
@@ -135,7 +134,7 @@ def read_tasks(
         where = f"{path}.{name}"
         try:
             with about(where, fixed=True):
-                rows = make(source) if nodes else known()[name]
+                rows = read_rows(source) if nodes else known()[name]
                 tasks.append(scored_task(name, rows, tokenizer, key=where, **options))
         except TuneforgeError as error:
             raise TuneforgeError.of([dataclasses.replace(p, path=where) for p in error.problems]) from error

@@ -54,13 +54,27 @@ class Source:
         return next(iter(self.digests.values()))
 
 
+def read_rows(node: Mapping[str, Any]) -> list[Row]:
+    """The rows of a node with the `_target_` of a source.
+
+    Raises:
+        TuneforgeError: they cannot be read, or the target gives something else.
+    """
+    rows: list[Any] = make("data", node, list)
+    wrong = next((row for row in rows if not isinstance(row, Row)), None)
+    if wrong is not None:
+        message = f"{node['_target_']} gives a list of {type(wrong).__name__}, and data is a list of Row"
+        raise TuneforgeError("wrong-kind", message, path="data", fix="return tuneforge.data.rows.Row (docs/plugins.md)")
+    return rows
+
+
 def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
     """Read and split the rows of `node`, the config's data node with its `_target_`.
 
     Raises:
         TuneforgeError: a file, row or split that cannot be used, named.
     """
-    rows: list[Row] = make(node)
+    rows = read_rows(node)
     check_columns(data.columns, rows, data.format)
     if TAG not in data.columns:
         rows = by_column(rows, KEY)
@@ -100,7 +114,7 @@ def _with_eval_file(data: Data, node: Mapping[str, Any], read: Read) -> tuple[li
         left = len(read.examples) - len(train)
         warn(f"{left} rows that {KEY} marks as held out are left out: {EVAL_KEY} is given")
     with about(EVAL_KEY):
-        rows: list[Row] = make({**node, "path": data.split.eval_path})
+        rows = read_rows({**node, "path": data.split.eval_path})
         rows = [row for row in rows if row.held_out] or rows
         columns = {ours: own for ours, own in data.columns.items() if own is None or own in _names(rows)}
         held = read_examples(rows, read.format, columns, data.on_bad, EVAL_KEY).examples

@@ -105,7 +105,9 @@ def _file(wanted: str, own: object) -> Path:
     package, colon, name = wanted.partition(":")
     shipped = registry.package_dir(package) if colon else None
     file = shipped / name if shipped else Path(wanted)
-    if not file.is_file():
+    # A plugin's name stands for its own files, and for no others of this machine.
+    outside = shipped is not None and not file.resolve().is_relative_to(shipped.resolve())
+    if outside or not file.is_file():
         names = ["auto", *NAMED, *(own if isinstance(own, dict) else ())]
         raise TuneforgeError(
             "unknown-template",

@@ -9,10 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tuneforge.doctor.check import Check, fail, gib, missing, ok, pip_install, system_install, warn
 from tuneforge.doctor.facts import Smi, Step, Torch
+from tuneforge.yaml_files import read_yaml_file
 
 PCI = Path("/sys/bus/pci/devices")
 CPUINFO = Path("/proc/cpuinfo")
@@ -125,7 +124,7 @@ def profiles() -> Iterator[Mapping[str, Any]]:
     folder = resources.files("tuneforge.conf").joinpath("hardware")
     for file in sorted(folder.iterdir(), key=lambda f: f.name):
         if file.name.endswith(".yaml"):
-            yield yaml.safe_load(file.read_text(encoding="utf-8"))
+            yield read_yaml_file(file)
 
 
 def profile_of(kind: str, name: str) -> str:

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tuneforge.compose import compose
 from tuneforge.errors import Problem, TuneforgeError, near
 from tuneforge.front import front, groups
 from tuneforge.importers.translation import Left, Translation, overrides
 from tuneforge.shell import hydra
+from tuneforge.yaml_files import read_yaml_file
 
 OFF: tuple[Any, ...] = (None, False, 0, "", "no", "none", "null", [], {})
 """Values that switch a feature off: a feature that is off there and absent here is the same."""
@@ -112,7 +111,7 @@ class Draft:
     def set(self, path: str, value: Any, *keys: str) -> None:
         """Carry a value that came from these foreign keys."""
         self.same(*keys)
-        if isinstance(value, str) and "${" in value:
+        if "${" in str(value):  # also inside of a list or a mapping
             for key in keys:
                 self.leave(key, "holds an interpolation, which only its own tool resolves")
             return
@@ -233,10 +232,12 @@ def _read(path: Path) -> dict[str, Any]:
         what = "is a folder" if path.is_dir() else "there is no such file"
         raise TuneforgeError("no-import-file", f"{path}: {what}", fix=f"{fix}; looked at {path.resolve()}")
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise TuneforgeError("not-a-config", f"{path} is neither YAML nor JSON: {first}", fix=fix) from error
+        read = read_yaml_file(path)
+    except TuneforgeError as error:
+        message = f"{path} is neither YAML nor JSON: {error.problems[0].message}"
+        raise TuneforgeError("not-a-config", message, fix=fix) from error
+    except OSError as error:
+        raise TuneforgeError("not-a-config", f"{path} cannot be read: {error.strerror}", fix=fix) from error
     if not isinstance(read, dict) or not read:
         kind = "empty" if not read else f"a {type(read).__name__}"
         raise TuneforgeError("not-a-config", f"{path} holds no mapping of keys to values: it is {kind}", fix=fix)

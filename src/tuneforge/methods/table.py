@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from tuneforge.compat import import_bitsandbytes
 from tuneforge.compose import compose
 from tuneforge.console import quiet_libraries
+from tuneforge.method import Method
 from tuneforge.plan.memory import NF4_BITS
 from tuneforge.plugins.discovery import core_options
 from tuneforge.schema.facts import method_facts
@@ -71,10 +72,10 @@ def _count(method: str, layers: int) -> tuple[int, int]:
             node["init_lora_weights"] = "default"
         if method == "freeze":
             node["last_layers"] = min(layers, node["last_layers"])
-        built = make(node)
+        built = make("method", node, Method)
         if built.num_observed:
             # What starts from train rows needs weights to look at them through; its sizes are LoRA's.
-            built = make({**node, "_target_": "tuneforge.methods.lora.Lora"})
+            built = make("method", {**node, "_target_": "tuneforge.methods.lora.Lora"}, Method)
         model = built.apply(base)
     return sum(p.numel() for p in model.parameters() if p.requires_grad), whole
 

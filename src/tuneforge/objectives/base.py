@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel
 
 from tuneforge import adapters
@@ -149,8 +150,10 @@ class Objective(pl.LightningModule):
         config = self.context.config
         scale = self.context.method.learning_rate_scale
         groups = parameter_groups(self.model, config.optim.weight_decay, config.optim.lr, scale)
-        optimizer = make(self.context.tree["optim"], groups)
-        scheduler = make(self.context.tree["scheduler"], optimizer, self.context.settled.num_steps)
+        optimizer = make("optim", self.context.tree["optim"], Optimizer, groups)
+        scheduler = make(
+            "scheduler", self.context.tree["scheduler"], LRScheduler, optimizer, self.context.settled.num_steps
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ---- training

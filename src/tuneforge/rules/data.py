@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuneforge.errors import Problem, did_you_mean
+from tuneforge.option_targets import FORMAT
 from tuneforge.rules.registry import rule
 from tuneforge.schema import Config
 from tuneforge.schema.facts import method_facts
 from tuneforge.schema.signature import UnreadableTargetError, read_signature
-from tuneforge.targets import why_borrowed, why_untrusted
+from tuneforge.targets import trusted, why_borrowed, why_untrusted
 
 
 def classifies(config: Config) -> bool:
@@ -34,7 +35,7 @@ def a_path_has_a_reader(config: Config, tree: Mapping[str, Any]) -> Problem | No
 
 @rule
 def the_format_is_there(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """`data.format` is one of ours, or a function of a trusted package."""
+    """`data.format` is one of ours, or a function that an option of a plugin names there."""
     wanted = config.data.format
     known = ("auto", "alpaca", "chat", "prompt_completion", "text", "classification")
     if wanted in known:
@@ -42,12 +43,13 @@ def the_format_is_there(config: Config, tree: Mapping[str, Any]) -> Problem | No
     if "." not in wanted:
         message = f"must be {' or '.join(map(repr, known))}, or the dotted path of a function, got {wanted!r}"
         return Problem("unknown-format", message, "data.format", fix=did_you_mean(wanted, known))
-    refusal = why_untrusted(wanted)
+    refusal = why_untrusted(FORMAT, wanted)
     try:
-        refusal = refusal or why_borrowed(read_signature(wanted))
+        refusal = refusal or why_borrowed(FORMAT, read_signature(wanted))
     except UnreadableTargetError as error:
         refusal = f"{wanted} cannot be found: {error}"
-    return Problem("unknown-format", refusal, "data.format", fix=f"or one of {', '.join(known)}") if refusal else None
+    fix = did_you_mean(wanted, {*known, *trusted(FORMAT)})
+    return Problem("unknown-format", refusal, "data.format", fix=fix) if refusal else None
 
 
 @rule

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from tuneforge.errors import Problem, did_you_mean, near
+from tuneforge.interpolation import lookup
 from tuneforge.schema.signature import (
     MISSING,
     Field,
@@ -19,7 +20,7 @@ from tuneforge.schema.signature import (
 )
 from tuneforge.schema.types import LARGEST, LARGEST_INT, Home, Range
 from tuneforge.shell import local_path
-from tuneforge.targets import why_borrowed, why_untrusted
+from tuneforge.targets import instead_of, why_borrowed, why_untrusted
 
 ROOT = NodeType("tuneforge.schema.Config")
 TARGET = "_target_"
@@ -39,7 +40,7 @@ class Checked:
 
 def check(tree: Mapping[str, Any], origin_of: OriginOf = lambda _: "", schema: NodeType = ROOT) -> Checked:
     """Check a resolved tree of plain containers against the schema of a run, or another one."""
-    walk = _Walk(origin_of)
+    walk = _Walk(origin_of, tree)
     value = walk.node(dict(tree), schema, "")
     return Checked(value, walk.problems, walk.defaults)
 
@@ -61,8 +62,9 @@ def leaf_paths(target: str = ROOT.target, prefix: str = "") -> list[str]:
 
 
 class _Walk:
-    def __init__(self, origin_of: OriginOf) -> None:
+    def __init__(self, origin_of: OriginOf, tree: Mapping[str, Any]) -> None:
         self.origin_of = origin_of
+        self.tree = tree
         self.problems: list[Problem] = []
         self.defaults: dict[str, tuple[Any, str]] = {}
 
@@ -75,7 +77,7 @@ class _Walk:
         fields, accepts_any = dict(signature.fields), signature.accepts_any
         owners = dict.fromkeys(fields, type_.target)
         if signature.pluggable:
-            accepts_any |= self.add_target(tree, path, fields, owners)
+            accepts_any |= self.add_target(tree, path, signature.facts, fields, owners)
         done: dict[str, Any] = {}
         for name, value in tree.items():
             where = f"{path}.{name}" if path else name
@@ -88,25 +90,34 @@ class _Walk:
         self.fill(done, fields, path, owners)
         return done
 
-    def add_target(self, tree: dict[str, Any], path: str, fields: dict[str, Field], owners: dict[str, str]) -> bool:
+    def add_target(
+        self,
+        tree: dict[str, Any],
+        path: str,
+        facts: Mapping[str, Any],
+        fields: dict[str, Field],
+        owners: dict[str, str],
+    ) -> bool:
         """Add the target's own options to `fields`; what the framework reads itself keeps its own type."""
-        target = tree.get(TARGET)
-        if target is None:
-            return False
+        target, group = tree.get(TARGET), facts["group"]
         where = f"{path}.{TARGET}"
+        if target is None:
+            if facts["needs_target"]:
+                self.report("no-target", path, f"has no {TARGET}, so it is no option of {group}", self.options(path))
+            return bool(facts["needs_target"])
         if not isinstance(target, str):
             self.report("bad-target", where, f"must be a dotted path, got {_shown(target)}")
             return True
-        refusal = why_untrusted(target)
+        refusal = why_untrusted(group, target)
         if refusal:
-            self.report("untrusted-target", where, refusal)
+            self.report("untrusted-target", where, refusal, instead_of(group, target))
             return True
         try:
             signature = read_signature(target)
         except UnreadableTargetError as error:
             self.report("target-not-found", where, f"{target} cannot be found: {error}")
             return True
-        borrowed = why_borrowed(signature)
+        borrowed = why_borrowed(group, signature)
         if borrowed:
             self.report("untrusted-target", where, borrowed)
             return True
@@ -117,6 +128,14 @@ class _Walk:
                 owners[name] = target
                 fields[name] = option if known is None else Field(name, known.type, option.default, known.doc)
         return signature.accepts_any
+
+    def options(self, path: str) -> str:
+        """What to write instead of a node without a `_target_`: a near one beside it, or the group's options."""
+        parent, _, name = path.rpartition(".")
+        if not parent:
+            return f"choose an option: {name}=NAME"
+        beside = [k for k, v in lookup(self.tree, parent).items() if isinstance(v, Mapping) and TARGET in v]
+        return did_you_mean(name, beside) if beside else f"give {path}.{TARGET}, or choose an option: {parent}=NAME"
 
     def fill(self, done: dict[str, Any], fields: Mapping[str, Field], path: str, owners: Mapping[str, str]) -> None:
         for name, option in fields.items():

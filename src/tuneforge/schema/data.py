@@ -1,7 +1,7 @@
 """Where rows come from and how they become batches."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tuneforge.schema.types import Count, LocalPath, Pluggable, PositiveInt, Probability, Range
 
@@ -34,6 +34,9 @@ class Replay:
 class ScoredRows(Pluggable):
     """Rows that a model is scored on; those of another source than a file by its `_target_`."""
 
+    group: ClassVar[str] = "data"
+    needs_target: ClassVar[bool] = False
+
     path: LocalPath | None = None
     """File, folder or glob."""
     metric: Literal["acc", "acc_norm"] = "acc_norm"
@@ -45,6 +48,8 @@ class ScoredRows(Pluggable):
 @dataclass(frozen=True, kw_only=True)
 class Data(Pluggable):
     """A source of rows and their way into batches."""
+
+    group: ClassVar[str] = "data"
 
     path: LocalPath | None = None
     """File, folder or glob, for sources that read one."""

@@ -1,6 +1,7 @@
 """What changes in the weights."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tuneforge.schema.types import LearningRate, Pluggable, PositiveFloat
 
@@ -8,6 +9,8 @@ from tuneforge.schema.types import LearningRate, Pluggable, PositiveFloat
 @dataclass(frozen=True, kw_only=True)
 class Method(Pluggable):
     """A way of changing a model; its own knobs come from its `_target_`."""
+
+    group: ClassVar[str] = "method"
 
     name: str
     """The option's name, as run.json records it."""

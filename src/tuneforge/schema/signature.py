@@ -20,6 +20,11 @@ from tuneforge.schema import types
 
 MISSING: Any = type("MISSING", (), {"__repr__": lambda _: "MISSING"})()
 
+FIELD = ("field", "dataclasses.field")
+"""Names of the function that describes a dataclass's field."""
+MAX_ALIASES = 20
+"""Names of types that stand for one another."""
+
 _BUILTINS: dict[str, Any] = {
     "int": int, "float": float, "str": str, "bool": bool, "None": None, "dict": dict, "list": list, "tuple": tuple,
     "Mapping": Mapping, "Sequence": list, "Iterable": list, "Dict": dict, "List": list, "Tuple": tuple,
@@ -100,11 +105,14 @@ def read_signature(target: str) -> Signature:
     Raises:
         UnreadableTargetError: no such module or name, or no Python source for it.
     """
-    module, node = _locate(target)
-    if isinstance(node, ast.ClassDef):
-        return _of_class(target, module, node)
-    if isinstance(node, ast.FunctionDef):
-        return _of_function(target, module, node, ast.get_docstring(node) or "")
+    try:
+        module, node = _locate(target)
+        if isinstance(node, ast.ClassDef):
+            return _of_class(target, module, node)
+        if isinstance(node, ast.FunctionDef):
+            return _of_function(target, module, node, ast.get_docstring(node) or "")
+    except RecursionError as error:
+        raise UnreadableTargetError(f"{target} derives from itself, or a type of it is made of itself") from error
     raise UnreadableTargetError(f"{target} is neither a class nor a function")
 
 
@@ -256,7 +264,9 @@ def _dataclass_fields(module: _Module, node: ast.ClassDef) -> dict[str, Field]:
     for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
-        if "ClassVar" in ast.unparse(statement.annotation):
+        annotation = ast.unparse(statement.annotation)
+        # `_: KW_ONLY` only marks what follows it.
+        if "ClassVar" in annotation or annotation.rpartition(".")[2] == "KW_ONLY" or _left_out(statement.value):
             continue
         name = statement.target.id
         doc = ""
@@ -265,6 +275,13 @@ def _dataclass_fields(module: _Module, node: ast.ClassDef) -> dict[str, Field]:
         default = MISSING if statement.value is None else _default(statement.value)
         fields[name] = Field(name, _Types(module).read(statement.annotation), default, " ".join(doc.split()))
     return fields
+
+
+def _left_out(node: ast.expr | None) -> bool:
+    """Whether a field is no parameter: `field(init=False)`."""
+    if not isinstance(node, ast.Call) or _dotted(node.func) not in FIELD:
+        return False
+    return any(k.arg == "init" and isinstance(k.value, ast.Constant) and not k.value.value for k in node.keywords)
 
 
 def _of_function(target: str, module: _Module, node: ast.FunctionDef, doc: str) -> Signature:
@@ -300,11 +317,13 @@ def _parameter_doc(doc: str, name: str) -> str:
 def _default(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError:
-        if isinstance(node, ast.Call) and _dotted(node.func) in ("field", "dataclasses.field"):
+    except (ValueError, TypeError):
+        if isinstance(node, ast.Call) and _dotted(node.func) in FIELD:
             given = {k.arg: k.value for k in node.keywords}
             if "default" in given:
                 return _default(given["default"])
+            if "default_factory" not in given:
+                return MISSING
             return {"list": [], "dict": {}}.get(_dotted(given["default_factory"]), ...)
         return ...
 
@@ -321,8 +340,9 @@ def _dotted(node: ast.expr) -> str:
 class _Types:
     """Turns an annotation's source into a typing object, in the names of the module it stands in."""
 
-    def __init__(self, module: _Module) -> None:
+    def __init__(self, module: _Module, aliases: int = 0) -> None:
         self.module = module
+        self.aliases = aliases
 
     def read(self, node: ast.expr) -> Any:
         """The type, or `Any` for a form that says nothing a config value could be checked against."""
@@ -338,7 +358,10 @@ class _Types:
 
     def _constant(self, node: ast.Constant) -> Any:
         if isinstance(node.value, str):
-            return self.read(ast.parse(node.value, mode="eval").body)
+            try:
+                return self.read(ast.parse(node.value, mode="eval").body)
+            except SyntaxError:
+                return Any
         return node.value
 
     def _union(self, node: ast.BinOp) -> Any:
@@ -354,7 +377,8 @@ class _Types:
         except (UnreadableTargetError, SyntaxError, OSError):
             return Any
         if isinstance(found, ast.Assign):
-            return _Types(module).read(found.value)
+            # `X = X`, and longer circles of aliases.
+            return _Types(module, self.aliases + 1).read(found.value) if self.aliases < MAX_ALIASES else Any
         if isinstance(found, ast.ClassDef) and (_is_dataclass(found) or found.name == "Pluggable"):
             return NodeType(f"{module.name}.{found.name}")
         return Any
@@ -363,9 +387,11 @@ class _Types:
         head = _dotted(node.value).rpartition(".")[2]
         inner = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
         if head == "Literal":
-            return Literal[tuple(ast.literal_eval(i) for i in inner)]
+            choices = [_default(i) for i in inner]
+            return Any if ... in choices else Literal[tuple(choices)]
         if head == "Annotated":
-            return Annotated[self.read(inner[0]), *[c for c in map(self._constraint, inner[1:]) if c is not None]]
+            base, constraints = self.read(inner[0]), [c for c in map(self._constraint, inner[1:]) if c is not None]
+            return Annotated[base, *constraints] if constraints else base
         if head in ("Optional", "Union"):
             alternatives = [m for i in inner for m in members(self.read(i))] + ([None] if head == "Optional" else [])
             return Any if Any in alternatives else OneOf(tuple(alternatives))
@@ -374,7 +400,7 @@ class _Types:
             return Of(outer, tuple(self.read(i) for i in inner))
         if outer in (list, tuple):
             return Of(outer, (self.read(inner[0]),))
-        if outer in (dict, Mapping):
+        if outer in (dict, Mapping) and len(inner) == 2:
             return Of(dict, tuple(self.read(i) for i in inner))
         return Any
 
@@ -382,7 +408,8 @@ class _Types:
         if isinstance(node, ast.Call) and _dotted(node.func).endswith("Home"):
             return types.Home()
         if isinstance(node, ast.Call) and _dotted(node.func).endswith("Range"):
-            return types.Range(**{str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
+            bounds = {str(k.arg): _default(k.value) for k in node.keywords}
+            return None if ... in bounds.values() else types.Range(**bounds)
         return None
 
 

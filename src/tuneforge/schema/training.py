@@ -1,7 +1,7 @@
 """What is learnt, with what optimizer, schedule, batch and loop."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tuneforge.schema.types import (
     Count,
@@ -22,6 +22,8 @@ from tuneforge.schema.types import (
 @dataclass(frozen=True, kw_only=True)
 class TaskRecipe(Pluggable):
     """What is learnt: the objective, and hints that methods read."""
+
+    group: ClassVar[str] = "task_recipe"
 
     name: str
     """The option's name."""
@@ -47,6 +49,8 @@ class TaskRecipe(Pluggable):
 class Optim(Pluggable):
     """The optimizer; its own knobs come from its `_target_`."""
 
+    group: ClassVar[str] = "optim"
+
     lr: LearningRate
     """Peak learning rate."""
     weight_decay: Decay = 0.01
@@ -58,6 +62,8 @@ class Optim(Pluggable):
 @dataclass(frozen=True, kw_only=True)
 class Scheduler(Pluggable):
     """The learning rate over time."""
+
+    group: ClassVar[str] = "scheduler"
 
     warmup_ratio: Probability = 0.03
     """Share of the optimizer steps in which the rate rises linearly from 0."""
@@ -110,6 +116,8 @@ class Trainer:
 class Strategy(Pluggable):
     """How work is spread over devices."""
 
+    group: ClassVar[str] = "strategy"
+
     name: str
     """The option's name."""
     process_group_backend: Literal["auto", "nccl", "gloo"] = "auto"
@@ -120,10 +128,14 @@ class Strategy(Pluggable):
 class Callback(Pluggable):
     """A Lightning callback picked by name; its options come from its `_target_`."""
 
+    group: ClassVar[str] = "callbacks"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Logger(Pluggable):
     """A Lightning logger picked by name; its options come from its `_target_`."""
+
+    group: ClassVar[str] = "logger"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The constraint that a field's type can carry, and the few constrained types that many fields share."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,8 @@ LARGEST_INT = 2**63 - 1
 
 class Pluggable:
     """Base of the nodes whose `_target_` names code: that code's own options are allowed beside the fields."""
+
+    group: ClassVar[str] = ""
+    """The group whose options' targets are allowed here."""
+    needs_target: ClassVar[bool] = True
+    """Whether the node must have a `_target_`."""

@@ -13,11 +13,12 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_optuna_distribution_from_override,
 )
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tuneforge.artifacts.figures import plain
+from tuneforge.config_bounds import too_complex
 from tuneforge.errors import TuneforgeError
-from tuneforge.overrides import is_hydra
+from tuneforge.hydra_node import is_hydra
 
 MAX_GRID = 10_000
 """Points of a grid: more is a slip, and each is a run."""
@@ -66,7 +67,7 @@ class Space:
     @property
     def size(self) -> float:
         """Points of the space; infinite where a key is continuous."""
-        return math.inf if self.continuous else math.prod(len(_choices(d)) for d in self.swept.values())
+        return math.inf if self.continuous else math.prod(map(_count, self.swept.values()))
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """Every point, the last key varying fastest."""
@@ -94,8 +95,11 @@ def override(key: str, value: Any) -> str:
 
 def _parsed(text: str) -> Override:
     try:
+        why = too_complex(text)
+        if why:
+            raise ValueError(why)
         return OverridesParser.create().parse_override(text)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
         key = text.partition("=")[0]
         message = f"cannot be read: {str(error).splitlines()[0]}"
         fix = "write it as on the command line: interval(low, high), tag(log, interval(..)), range(..) or choice(a,b)"
@@ -111,6 +115,13 @@ def _distribution(override: Override, text: str) -> BaseDistribution:
         raise TuneforgeError("unreadable-space", message, path=override.key_or_group, fix=fix) from error
     assert isinstance(found, BaseDistribution)
     return found
+
+
+def _count(distribution: BaseDistribution) -> int:
+    """How many values there are, without listing those of a range."""
+    if isinstance(distribution, IntDistribution):
+        return (distribution.high - distribution.low) // distribution.step + 1
+    return len(_choices(distribution))
 
 
 def _choices(distribution: BaseDistribution) -> Sequence[Any]:

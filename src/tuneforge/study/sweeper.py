@@ -27,6 +27,7 @@ from tuneforge.console import say, warn
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError
 from tuneforge.front import CONFIG_DIR, groups_in_defaults
 from tuneforge.interpolation import leaves
+from tuneforge.option_targets import EXTENSION
 from tuneforge.overrides import normalise
 from tuneforge.samplers import is_grid, make_pruner, make_sampler
 from tuneforge.schema.check import check
@@ -39,7 +40,7 @@ from tuneforge.study.run import PLACE, Outcome
 from tuneforge.study.slots import Batches, Ended, Slots
 from tuneforge.study.space import Space, override
 from tuneforge.study.store import FILE, Kept, check_database, claim, identity, local_storage, open_study
-from tuneforge.targets import load, why_untrusted
+from tuneforge.targets import instead_of, load, why_untrusted
 from tuneforge.trial import Trial
 
 SHARED = "shared"
@@ -316,10 +317,10 @@ def _extension(target: str | None) -> Extend | None:
     if target is None:
         return None
     path = "hydra.sweeper.custom_search_space"
-    refusal = why_untrusted(target)
+    refusal = why_untrusted(EXTENSION, target)
     if refusal:
-        raise TuneforgeError("untrusted-target", refusal, path=path)
-    return load(target)
+        raise TuneforgeError("untrusted-target", refusal, path=path, fix=instead_of(EXTENSION, target))
+    return load(EXTENSION, target)
 
 
 def _suggest(trial: optuna.trial.Trial, key: str, distribution: BaseDistribution) -> None:

@@ -1,0 +1,34 @@
+"""Hydra's own views of a config, for a config that has passed every check: `--cfg hydra|all` and `--info`."""
+
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from tuneforge.compose import Composed
+from tuneforge.config_bounds import bounded_interpolations
+from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
+from tuneforge.overrides import normalise
+
+
+def with_hydra(composed: Composed, wanted: str) -> dict[str, Any]:
+    """The config with Hydra's node as the option files have it (`all`), or that node alone (`hydra`)."""
+    with bounded_interpolations(), front(composed.config_dirs) as loader:
+        tree = loader.load_configuration(CONFIG_NAME, _lines(composed, loader), RunMode.RUN)
+    node = OmegaConf.to_container(tree.hydra, resolve=False)
+    return {"hydra": node} if wanted == "hydra" else {**composed.tree, "hydra": node}
+
+
+def print_info(composed: Composed, topic: str) -> None:
+    """Print what Hydra knows of the composition."""
+    with bounded_interpolations(), front(composed.config_dirs) as loader:
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.show_info(topic, CONFIG_NAME, _lines(composed, loader), RunMode.RUN)
+
+
+def _lines(composed: Composed, loader: Any) -> list[str]:
+    lines, _, problems = normalise(loader, composed.overrides, groups_in_defaults())
+    assert not problems  # it has been composed
+    return lines
