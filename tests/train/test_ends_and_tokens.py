@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -112,7 +113,8 @@ def test_samples_stop_where_the_exported_model_does_and_nowhere_else(base):
         eval_rows=SimpleNamespace(documents=[document]),
         generation=GenerationConfig(eos_token_id=[2, 5]),
     )
-    module = SimpleNamespace(context=context, device="cpu", model=SimpleNamespace(generate=generate))
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+    module = SimpleNamespace(context=context, device="cpu", model=SimpleNamespace(generate=generate), trainer=trainer)
     (answer,) = answers(module)
     assert asked["ends"] == [2, 5]  # and not 39, the data's last token
     assert answer.written.ended
