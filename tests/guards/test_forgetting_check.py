@@ -27,7 +27,7 @@ LATEST = 4
 def task(tmp_path):
     """A few of the questions that the bundled model can answer, as a user's file."""
     path = tmp_path / "task.jsonl"
-    path.write_text("".join(json.dumps(dict(row.fields)) + "\n" for row in known()["reference"][:12]))
+    path.write_text("".join(json.dumps(dict(row.fields)) + "\n" for row in known()["reference"][:24]))
     return f"callbacks.forgetting_check.tasks={{mine: {path}}}"
 
 
@@ -152,7 +152,7 @@ def test_tasks_are_files_or_nodes_of_any_source(fast, task, tmp_path):
     ran = fast(*ON, given, steps=4)
     assert ran.code == 0, ran.err
     assert {name: (t["metric"], t["rows"]) for name, t in tasks(ran).items()} == {
-        "answers": ("likelihood", 2), "pages": ("likelihood", 3), "mine": ("acc_norm", 12),
+        "answers": ("likelihood", 2), "pages": ("likelihood", 3), "mine": ("acc_norm", 24),
     }  # fmt: skip
     assert tasks(ran)["mine"]["base"] > 0.8
 
