@@ -51,6 +51,19 @@ def test_a_folder_of_the_users_is_refused_with_what_is_in_it(canary, refused, mo
     canary.before = canary.state() | {"mark": False}
 
 
+def test_a_run_in_the_working_directory_leaves_the_users_model_and_files(canary, refused):
+    """`hydra.run.dir=.` where model/, config.yaml and checkpoints/ are the user's, with the names that a run writes."""
+    for name in ("model/config.json", "model/model.safetensors", "config.yaml", "checkpoints/step-00000001/mine"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("{}")
+    before = files(Path.cwd())
+    for where in (".", "model", "checkpoints"):
+        said = refused("method=full", "model=hf", "model.path=./model", f"hydra.run.dir={where}")
+        assert "holds files that no run wrote" in said
+    assert files(Path.cwd()) == before
+    canary.before = canary.state()
+
+
 def test_an_empty_folder_is_a_place_for_a_run(composed, tmp_path):
     place = resume.fresh(dataclasses.replace(composed, run_dir=tmp_path))
     with place.claim:
@@ -235,6 +248,8 @@ def fill(folder: Path, rng: random.Random, outside: Path, depth: int = 0) -> Non
 
 def commands(composed, folder: Path) -> dict[str, Any]:
     """What is done with a folder, each by the function that its command calls first."""
+    from tuneforge import adapters
+    from tuneforge.locate import read_architecture
     from tuneforge.study.answer import Answer
 
     def fresh():
@@ -255,6 +270,8 @@ def commands(composed, folder: Path) -> dict[str, Any]:
         "sweep": sweep,
         "report": lambda: run(["report", str(folder)]),
         "answer": lambda: Answer.read(folder),
+        "adapter": lambda: adapters.read_config(str(folder), "model.adapter"),
+        "model": lambda: read_architecture(str(folder)),
     }
 
 
