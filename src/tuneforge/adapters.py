@@ -1,5 +1,6 @@
 """The adapters a run starts from: one to continue, several combined into one, and frozen ones beside it."""
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tuneforge.bounded import matching
+from tuneforge.compat import weights_are_data
 from tuneforge.console import warn
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.method import Method
+from tuneforge.safe_files import check_adapter_options, read_adapter_options, require_safetensors
 from tuneforge.schema.model import Model
 
 EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties")
@@ -98,7 +102,11 @@ def read_config(path: str, key: str) -> PeftConfig:
     Raises:
         TuneforgeError: there is none, or one of a kind that is not known.
     """
+    folder = Path(path)
     try:
+        if folder.is_dir():  # before PEFT makes anything of it
+            check_adapter_options(read_adapter_options(folder), path, key)
+            require_safetensors(folder, "adapter_model", key)
         config: PeftConfig = PeftConfig.from_pretrained(path)
     except KeyError as error:
         raise TuneforgeError(
@@ -107,13 +115,16 @@ def read_config(path: str, key: str) -> PeftConfig:
             path=key,
             fix="use the method that made it",
         ) from error
-    except (ValueError, OSError, TypeError) as error:  # TypeError: a JSON file that holds no object
+    except (ValueError, OSError, TypeError, AttributeError, RecursionError) as error:
         raise TuneforgeError(
             "no-adapter",
             f"{path} holds no adapter that PEFT can read: {str(error).strip().splitlines()[0]}",
             path=key,
             fix="give the adapter/ folder of a run, or a hub id: it has an adapter_config.json",
         ) from error
+    if not folder.is_dir():
+        usual = {f.name: f.default for f in dataclasses.fields(config)}
+        check_adapter_options({k: v for k, v in config.to_dict().items() if v != usual.get(k)}, path, key)
     _check_weights(Path(path), key)
     return config
 
@@ -135,11 +146,39 @@ def _check_weights(folder: Path, key: str) -> None:
         ) from error
 
 
+def check_patterns(config: PeftConfig, model: nn.Module, key: str) -> None:
+    """Try every pattern of an adapter's config on the names of the model, under a bound: PEFT has none.
+
+    Raises:
+        TuneforgeError: one takes too long, or is no pattern.
+    """
+    names = [name for name, _ in model.named_modules()]
+    for option, written in _patterns(config.to_dict()):
+        path = f"{key}.{option}" if key == "method" else key
+        matching(written, names, path)
+
+
+def _patterns(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The regular expressions that PEFT 0.21 makes of an adapter's options: (option, expression)."""
+    for option in ("target_modules", "exclude_modules", "feedforward_modules"):
+        if isinstance(options.get(option), str):
+            yield option, options[option]
+    for option, given in options.items():
+        if option.endswith("_pattern") and isinstance(given, Mapping):
+            yield from ((option, rf"(.*\.)?({name})$") for name in given)
+    for name in options.get("modules_to_save") or ():
+        yield "modules_to_save", rf"(^|.*\.){name}($|\..*)"
+    layers = options.get("layers_pattern") or ()
+    for name in [layers] if isinstance(layers, str) else layers:
+        yield "layers_pattern", rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\..*"
+
+
 def _check_vocabulary(path: str, base: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """An adapter saved with its tokenizer must know this run's tokens by the same ids."""
     if not (Path(path) / "tokenizer_config.json").is_file():
         return
-    theirs = AutoTokenizer.from_pretrained(path).get_vocab()
+    with weights_are_data():
+        theirs = AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
     ours = tokenizer.get_vocab()
     missing = sorted(theirs.keys() - ours.keys(), key=theirs.__getitem__)
     moved = [t for t, i in theirs.items() if t in ours and ours[t] != i]
@@ -207,7 +246,8 @@ def fitting(adapter: str, key: str) -> Iterator[None]:
         TuneforgeError: what was raised inside.
     """
     try:
-        yield
+        with weights_are_data():
+            yield
     except (ValueError, RuntimeError, OSError) as error:
         lines = [line.strip() for line in str(error).strip().splitlines()]
         shapes = next((line for line in lines if "shape" in line), lines[0])
@@ -224,6 +264,7 @@ def _combined(base: PreTrainedModel, paths: list[str], model: Model) -> PeftMode
     """A new adapter made of those of `paths`, which are gone afterwards."""
     settings = model.combination
     names = [f"part_{i}" for i in range(len(paths))]
+    check_patterns(read_config(paths[0], "model.adapter"), base, "model.adapter")
     with fitting(paths[0], "model.adapter"):
         tuned = PeftModel.from_pretrained(base, paths[0], adapter_name=names[0])
     _load(tuned, paths[1:], names[1:], "model.adapter")
@@ -253,5 +294,6 @@ def _freeze_beside(tuned: PeftModel, paths: list[str]) -> None:
 
 def _load(tuned: PeftModel, paths: list[str], names: list[str], key: str) -> None:
     for path, name in zip(paths, names, strict=True):
+        check_patterns(read_config(path, key), base_model(tuned), key)
         with fitting(path, key):
             tuned.load_adapter(path, adapter_name=name)

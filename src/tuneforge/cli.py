@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tuneforge import __version__
+from tuneforge import __version__, masking
 from tuneforge.commands.request import Request
 from tuneforge.console import unbroken_output
 from tuneforge.errors import (
@@ -101,7 +101,9 @@ class _Parser(argparse.ArgumentParser):
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    with unbroken_output(), _json_errors("--json-errors" in argv):
+    masking.forget()
+    masking.remember_typed(argv)
+    with unbroken_output(), _json_errors("--json-errors" in argv), masking.masked_output():
         try:
             return _run([a for a in argv if a != "--json-errors"])
         except TuneforgeError as error:

@@ -4,6 +4,8 @@ import importlib.metadata
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from packaging.version import Version
@@ -37,6 +39,45 @@ def import_bitsandbytes() -> None:
             del sys.modules["kernels"]
         else:
             sys.modules["kernels"] = hidden
+
+
+@contextmanager
+def weights_are_data() -> Iterator[None]:
+    """Within, transformers and PEFT take tensors and settings from a folder or the hub, and nothing else.
+
+    transformers 5.23 asks on the terminal whether to run a repository's code where a call leaves `trust_remote_code`
+    out, and its auto classes load an adapter that lies beside a model, or the base that the adapter names. PEFT 0.21
+    reads pickled weights where it finds no safetensors. Each goes when an argument can say so.
+    """
+    from peft.utils import save_and_load
+    from transformers import dynamic_module_utils
+    from transformers.integrations import peft as integration
+    from transformers.models.auto import auto_factory
+
+    def no_adapter(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    def no_pickle(file: Any, *args: Any, **kwargs: Any) -> None:
+        raise TuneforgeError(
+            "pickled-weights",
+            f"{file} is a pickle, which can run any code when it is read",
+            fix="use an adapter with adapter_model.safetensors",
+        )
+
+    shims: list[tuple[Any, str, Any]] = [
+        (dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),
+        (auto_factory, "find_adapter_config_file", no_adapter),
+        (integration, "find_adapter_config_file", no_adapter),
+        (save_and_load, "torch_load", no_pickle),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in shims]
+    for module, name, value in shims:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def import_deepspeed(kind: str) -> None:

@@ -8,9 +8,10 @@ whole tree, whatever door a key came through.
 import copy
 import dataclasses
 import math
+import os
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,14 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers.oc import env
 
-from tuneforge import inert, rules
+from tuneforge import inert, masking, rules
 from tuneforge.config_bounds import MAX_VALUES, bounded_interpolations, exhausted
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
 from tuneforge.hydra_node import is_hydra
-from tuneforge.interpolation import lookup
+from tuneforge.interpolation import leaves, lookup, replaced
 from tuneforge.overrides import normalise, option_of_broken_plugin
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import taken_twice
@@ -44,6 +46,23 @@ T = TypeVar("T")
 
 # Rounded to what a person would write: 3e-4 x 10 is 0.003.
 OmegaConf.register_resolver("times", lambda *given: float(f"{math.prod(map(float, given)):.12g}"), replace=True)
+
+PLACES = ("output_root", "resume")
+"""Keys that say where a run is written or goes on, not what it does; so does `hydra.*`."""
+
+_reads: list[tuple[str, str]] = []
+"""Variables of the environment that were read while a key was resolved, with their values."""
+
+
+def _environment(name: str, *default: Any) -> Any:
+    """OmegaConf's `oc.env`; what was read is noted, so that it can be kept out of every file."""
+    value = env(name, *default)
+    if name in os.environ:
+        _reads.append((name, str(value)))
+    return value
+
+
+OmegaConf.register_resolver("oc.env", _environment, replace=True)
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,14 @@ class Composed:
     """The plugins it draws on."""
     trial: Trial | None = None
     """The trial of a sweep that it is."""
+    from_environment: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted path -> the interpolation of a leaf whose value was read from the environment."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The tree as files, trackers and people see it: secrets masked, environment variables not resolved."""
+        shown: dict[str, Any] = masking.masked(replaced(self.tree, self.from_environment))
+        return shown
 
 
 def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> Composed:
@@ -102,7 +129,10 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
     hydra = tree.hydra
     run_dir = _run_dir(hydra, problems)
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
-    resolved = _Resolution(problems, origins).of(tree)
+    resolution = _Resolution(problems, origins)
+    resolved, reads = resolution.of(tree), resolution.reads
+    masking.remember_keys(resolved)
+    problems += masked_values(resolved)
     used = used_plugins(choices, resolved)
     composed = judge(resolved, origins, [*problems, *_plugin_problems(choices, used)])
     return dataclasses.replace(
@@ -113,6 +143,7 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
         pickers=pickers,
         config_dirs=tuple(config_dirs),
         plugins=used,
+        from_environment=reads,
     )
 
 
@@ -137,6 +168,29 @@ def named_folder(value: object, path: str) -> Path:
         message = f"is {'empty' if value == '' else repr(value)}, and names no folder"
         raise TuneforgeError("wrong-value", message, path=path, fix=f"name a folder: {path}=DIR")
     return local_path(value)
+
+
+def reread(tree: Mapping[str, Any], paths: Collection[str]) -> tuple[dict[str, Any], list[Problem], dict[str, Any]]:
+    """A recorded tree with the leaves at `paths` resolved; no other text in it is an interpolation.
+
+    Also returns the problems, and the interpolations of the leaves that read the environment.
+    """
+    # A text with `${` elsewhere was written so on purpose (`\\${`), and must not be resolved.
+    others = {p: "" for p, v in leaves(tree).items() if "${" in str(v) and p not in paths}
+    problems: list[Problem] = []
+    resolution = _Resolution(problems, {})
+    resolved, reads = resolution.of(OmegaConf.create(replaced(tree, others))), resolution.reads
+    known = leaves(resolved)
+    masking.remember_keys(resolved)
+    return replaced(tree, {p: known[p] for p in paths if p in known}), problems, reads
+
+
+def masked_values(tree: Mapping[str, Any]) -> Iterator[Problem]:
+    """Values that are masked: they were copied from a file that a run or a sweep has written."""
+    for path, value in leaves(tree).items():
+        if isinstance(value, str) and masking.is_masked(value):
+            message = "is a secret that was masked where this value comes from"
+            yield Problem("masked-value", message, path, fix=f"give it again: {path}=...")
 
 
 def used_plugins(choices: Mapping[str, str], tree: Mapping[str, Any]) -> tuple[Plugin, ...]:
@@ -242,6 +296,8 @@ class _Resolution:
         self.problems = problems
         self.origins = origins
         self.values = 0
+        self.reads: dict[str, Any] = {}
+        """Dotted path -> the interpolation of each leaf that reads the environment."""
 
     def of(self, node: DictConfig, path: str = "") -> dict[str, Any]:
         """The mapping at `path`."""
@@ -250,9 +306,13 @@ class _Resolution:
             where = f"{path}.{key}" if path else key
             if where == "hydra":
                 continue
+            _reads.clear()
             try:
                 if not OmegaConf.is_missing(node, key):
                     done[key] = self._value(node[key], where)
+                    if _reads and not isinstance(done[key], dict):
+                        self.reads[where] = _as_written(node, key)
+                        _remember_reads(where)
             except OmegaConfBaseException as error:
                 if exhausted():
                     raise self._too_large(where) from error
@@ -273,6 +333,19 @@ class _Resolution:
         return TuneforgeError(
             "yaml-too-large", message, path=where, origin=origin, fix="check the file where it is set"
         )
+
+
+def _as_written(node: DictConfig, key: str) -> Any:
+    """A leaf with its interpolations, as a file keeps it."""
+    raw = node._get_node(key)
+    return OmegaConf.to_container(raw, resolve=False) if isinstance(raw, ListConfig) else raw._value()  # type: ignore[union-attr]
+
+
+def _remember_reads(where: str) -> None:
+    """Have what a key has read from the environment masked in texts; a folder to write to is no secret."""
+    if where not in PLACES:
+        for name, value in _reads:
+            masking.remember_read(name, value)
 
 
 def _unresolved(node: DictConfig, where: str, error: OmegaConfBaseException, origin: str) -> Problem:

@@ -12,7 +12,8 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-from tuneforge.errors import JSON_ERRORS, Problem, print_problems
+from tuneforge.errors import JSON_ERRORS, Problem, print_problems, shown
+from tuneforge.masking import mask
 from tuneforge.world import is_main_process
 
 console = Console(stderr=False, highlight=False, soft_wrap=True)
@@ -87,7 +88,7 @@ def unbroken_output() -> Iterator[None]:
 def say(line: str) -> None:
     """Print one line."""
     if is_main_process():
-        console.print(line, markup=False)
+        console.print(mask(line), markup=False)
 
 
 def warn(what: str | Problem) -> None:
@@ -98,7 +99,7 @@ def warn(what: str | Problem) -> None:
     if os.environ.get(JSON_ERRORS) == "1":
         print_problems([problem], "warning")
     else:
-        console.print("[yellow]warning:[/yellow] " + str(problem).replace("[", r"\["))
+        console.print("[yellow]warning:[/yellow] " + str(shown(problem)).replace("[", r"\["))
 
 
 def quiet_libraries() -> None:

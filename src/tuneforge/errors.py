@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TextIO
+
+from tuneforge.masking import mask, masked_texts
 
 EXIT_OK = 0
 EXIT_BUG = 1
@@ -41,6 +43,11 @@ class Problem:
         if self.fix:
             lines.append(f"  {self.fix}")
         return "\n".join(lines)
+
+
+def shown(problem: Problem) -> Problem:
+    """The problem without the secrets that its texts repeat; its path is none, and stays."""
+    return replace(problem, message=mask(problem.message), origin=mask(problem.origin), fix=mask(problem.fix))
 
 
 class TuneforgeError(Exception):
@@ -143,9 +150,9 @@ def print_problems(problems: Sequence[Problem], severity: str = "error", stream:
     out = stream or sys.stderr
     for problem in problems:
         if os.environ.get(JSON_ERRORS) == "1":
-            print(json.dumps(as_record(problem, severity), ensure_ascii=False), file=out, flush=True)
+            print(json.dumps(masked_texts(as_record(problem, severity)), ensure_ascii=False), file=out, flush=True)
         else:
-            print(f"{_label(severity, out)}: {problem}", file=out, flush=True)
+            print(f"{_label(severity, out)}: {shown(problem)}", file=out, flush=True)
 
 
 def as_record(problem: Problem, severity: str = "error") -> dict[str, Any]:

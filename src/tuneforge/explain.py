@@ -7,7 +7,8 @@ from typing import Any
 from tuneforge.compose import Composed, compose
 from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.interpolation import leaves, references
-from tuneforge.provenance import COMMAND_LINE, Origin
+from tuneforge.masking import mask
+from tuneforge.provenance import COMMAND_LINE, Origin, masked_origin
 from tuneforge.rerun import ABSENT, value_at
 
 
@@ -44,7 +45,7 @@ def explain(composed: Composed, path: str) -> list[Explanation]:
     Raises:
         TuneforgeError: there is no such key.
     """
-    flat = leaves(composed.tree)
+    flat = leaves(composed.recorded)
     wanted = [p for p in flat if p == path or p.startswith(f"{path}.")]
     if not wanted:
         last = path.rpartition(".")[2]
@@ -81,16 +82,16 @@ def show(value: Any) -> str:
 
 def _explain(composed: Composed, path: str, value: Any, inner: bool = False) -> Explanation:
     origin = nearest(composed, path)
-    steps = origin.chain
+    steps = masked_origin(path, origin).chain
     reads = references(origin.expression, composed.tree, path) if origin.expression else []
-    flat = leaves(composed.tree)
+    flat = leaves(composed.recorded)
     return Explanation(
         path,
         value,
         steps,
         tuple(_explain(composed, r, flat[r], inner=True) for r in reads if r in flat and r != path),
         _picker(composed, steps[-1]),
-        "" if inner else _without(composed, path, steps),
+        "" if inner else _without(composed, path, origin.chain),
     )
 
 
@@ -116,7 +117,7 @@ def _without(composed: Composed, path: str, steps: tuple[Origin, ...]) -> str:
     last = steps[-1]
     if last.typed:
         overrides = [o for o in composed.overrides if o.lstrip("+") != last.typed]
-        return f"without `{last.typed}`: {_value_of(composed, overrides, path)}"
+        return f"without `{mask(last.typed)}`: {_value_of(composed, overrides, path)}"
     picker = _picker(composed, last)
     if picker.startswith(COMMAND_LINE):
         typed = picker.removeprefix(COMMAND_LINE)
@@ -128,13 +129,13 @@ def _without(composed: Composed, path: str, steps: tuple[Origin, ...]) -> str:
         return f"without {last.where}: absent or required, nothing else sets it"
     before = steps[-2]
     if before.where.startswith("default of ") or "${" not in before.written:
-        return f"without {last.where}: {before.written}"
+        return f"without {last.where}: {masked_origin(path, before).written}"
     return f"without {last.where}: {_value_of(composed, [*composed.overrides, f'{path}={before.written}'], path)}"
 
 
 def _value_of(composed: Composed, overrides: list[str], path: str) -> str:
     try:
-        value = value_at(compose(overrides, composed.config_dirs).tree, path)
+        value = value_at(compose(overrides, composed.config_dirs).recorded, path)
     except TuneforgeError as error:
         return f"the config would be refused ({error.problems[0]})".replace("\n  ", "; ")
     return "there would be no such key" if value is ABSENT else show(value)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneforge.artifacts.folder import RunFolder
-from tuneforge.compose import Composed, structure, used_plugins
+from tuneforge.compose import PLACES, Composed, structure, used_plugins
+from tuneforge.interpolation import lookup
+from tuneforge.masking import remember, remember_keys
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import discover
 from tuneforge.provenance import Origin
@@ -28,12 +30,17 @@ def pack(composed: Composed) -> dict[str, Any]:
         "run_dir": str(composed.run_dir),
         "base": str(composed.base) if composed.base else None,
         "trial": dataclasses.asdict(composed.trial) if composed.trial else None,
+        "from_environment": dict(composed.from_environment),
     }
 
 
 def unpack(packed: dict[str, Any]) -> Composed:
     """The opposite of `pack`."""
     registry.use(discover())
+    remember_keys(packed["tree"])
+    for path, written in packed["from_environment"].items():
+        if path not in PLACES:
+            remember(lookup(packed["tree"], path), str(written))
     return Composed(
         config=structure(Config, packed["tree"]),
         tree=packed["tree"],
@@ -46,6 +53,7 @@ def unpack(packed: dict[str, Any]) -> Composed:
         plugins=used_plugins(packed["choices"], packed["tree"]),
         base=Path(packed["base"]) if packed["base"] else None,
         trial=Trial(**packed["trial"]) if packed["trial"] else None,
+        from_environment=packed["from_environment"],
     )
 
 

@@ -17,7 +17,7 @@ def with_hydra(composed: Composed, wanted: str) -> dict[str, Any]:
     with bounded_interpolations(), front(composed.config_dirs) as loader:
         tree = loader.load_configuration(CONFIG_NAME, _lines(composed, loader), RunMode.RUN)
     node = OmegaConf.to_container(tree.hydra, resolve=False)
-    return {"hydra": node} if wanted == "hydra" else {**composed.tree, "hydra": node}
+    return {"hydra": node} if wanted == "hydra" else {**composed.recorded, "hydra": node}
 
 
 def print_info(composed: Composed, topic: str) -> None:

@@ -41,6 +41,15 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {p: v for k, node in tree.items() for p, v in leaves(node, f"{prefix}.{k}" if prefix else str(k)).items()}
 
 
+def replaced(tree: Any, values: Mapping[str, Any], path: str = "") -> Any:
+    """A copy of the tree with other values at the dotted paths of `values`."""
+    if path and path in values:
+        return values[path]
+    if isinstance(tree, Mapping):
+        return {k: replaced(v, values, f"{path}.{k}" if path else str(k)) for k, v in tree.items()}
+    return tree
+
+
 def _bodies(text: str) -> Iterator[str]:
     """What stands between each outermost `${` and its `}`."""
     at = text.find("${")

@@ -27,20 +27,28 @@ from transformers.utils import logging as transformers_logging
 
 from tuneforge import tokenizer_files
 from tuneforge.adapters import starting
+from tuneforge.compat import weights_are_data
 from tuneforge.console import console
 from tuneforge.data.labels import Labels
 from tuneforge.errors import TuneforgeError
 from tuneforge.heads import head_modules, in_head
 from tuneforge.locate import locate
+from tuneforge.safe_files import refuse_embedded_adapter, require_safetensors
 from tuneforge.schema.model import Model
 
 
 def check_weights(model: Model) -> None:
-    """Refuse a local folder without weights before anything else is loaded."""
+    """Refuse a local folder without weights, or with others than tensors, before anything else is loaded.
+
+    Raises:
+        TuneforgeError: with what is there instead.
+    """
     folder = Path(locate(model.path))
     if model.init == "scratch" or not folder.is_dir():
         return
-    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+    refuse_embedded_adapter(folder, "model.path")
+    require_safetensors(folder, "", "model.path")
+    if not any(folder.glob("*.safetensors")):
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
         raise TuneforgeError(
             "no-weights",
@@ -54,7 +62,8 @@ def check_weights(model: Model) -> None:
 def _explained(model: Model) -> Iterator[None]:
     """Library errors while loading, told in the words of the config."""
     try:
-        yield
+        with weights_are_data():
+            yield
     except (HfHubHTTPError, SafetensorError, ImportError, OSError, ValueError) as error:
         raise told(model, error) from error
 
@@ -84,6 +93,13 @@ def told(model: Model, error: Exception) -> TuneforgeError:
             path="model.trust_remote_code",
             fix="read that code, then set model.trust_remote_code=true model.revision=<the commit you read>",
         )
+    if "safetensors" in text and not isinstance(error, SafetensorError) and "file named" in text:
+        return TuneforgeError(
+            "pickled-weights",
+            f"{model.path} has no weights as safetensors: {first}",
+            path="model.path",
+            fix="use a model with *.safetensors; other files of weights are pickles, which can run any code when read",
+        )
     if "attention implementation" in text or isinstance(error, ImportError):
         return TuneforgeError(
             "attention-unavailable",
@@ -102,12 +118,19 @@ def told(model: Model, error: Exception) -> TuneforgeError:
     )
 
 
+def _code(model: Model) -> dict[str, Any]:
+    """Whose code may run while a model is loaded: none, or that of its own repository at the commit that was named."""
+    trusted: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if Path(locate(model.path)).is_dir():
+        return trusted
+    # Where a config names a class of another repository, that repository has no such commit, and loading fails.
+    return trusted | {"revision": model.revision, "code_revision": model.revision if model.trust_remote_code else None}
+
+
 def load_config(model: Model) -> PretrainedConfig:
     """The model's architecture."""
     with _explained(model):
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            locate(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        config: PretrainedConfig = AutoConfig.from_pretrained(locate(model.path), **_code(model))
     return config
 
 
@@ -122,7 +145,8 @@ def labels_in_order_of(labels: Labels, model: Model, config: PretrainedConfig) -
     adapter = next(iter(starting(model)), None)
     config_file = Path(adapter or "") / "config.json"
     if adapter is not None and config_file.is_file():
-        config = AutoConfig.from_pretrained(config_file)
+        with weights_are_data():
+            config = AutoConfig.from_pretrained(config_file, trust_remote_code=False)
     names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
     if set(names) == set(labels.names):
         return dataclasses.replace(labels, names=names)
@@ -200,9 +224,7 @@ def load_tokenizer(model: Model, *, generates: bool = True) -> PreTrainedTokeniz
 
 def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
     try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            locate(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(model.path), **_code(model))
     except Exception as error:  # of any kind: broken files raise what the parser that met them raises
         explained = tokenizer_files.explain(model, error)
         if explained is None:
@@ -296,8 +318,8 @@ def _load(
     with _explained(model):
         loaded, found = kind.from_pretrained(
             locate(model.path),
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            **_code(model),
+            use_safetensors=True,
             dtype=dtype,
             attn_implementation=model.attn_implementation,
             output_loading_info=True,

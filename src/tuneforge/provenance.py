@@ -10,6 +10,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 
+from tuneforge.masking import mask, masked
 from tuneforge.option_files import Options
 from tuneforge.yaml_files import node_of
 
@@ -48,6 +49,16 @@ class Origin:
         """The opposite of `as_dict`."""
         replaced = tuple(cls.of_dict(o) for o in kept.get("replaced", ()))
         return cls(kept["where"], kept["expression"], kept.get("written", ""), replaced)
+
+
+def masked_origin(path: str, origin: Origin) -> Origin:
+    """The origin of a leaf without what was written there, where that is a secret."""
+    return replace(
+        origin,
+        where=mask(origin.where),
+        written=masked(origin.written, path),
+        replaced=tuple(masked_origin(path, o) for o in origin.replaced),
+    )
 
 
 def trace(

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tuneforge.artifacts.kept import read_config, read_provenance, read_record
-from tuneforge.compose import Composed, compose, judge, used_plugins
+from tuneforge.compose import PLACES, Composed, compose, judge, reread, used_plugins
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.interpolation import leaves, lookup
+from tuneforge.masking import MASK
 from tuneforge.provenance import Origin
 from tuneforge.shell import key_of, setting
 from tuneforge.versions import versions
-
-PLACES = ("output_root", "resume")
-"""Keys that say where a run is written or goes on, not what it does; so does `hydra.*`."""
-MASK = "***"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +106,16 @@ def _repeated(kept: Kept, places: list[str], dirs: tuple[Path, ...]) -> Composed
                 for p in masked
             ]
         )
-    outside = compose([setting("output_root", kept.tree["output_root"]), *places])
-    tree, origins = dict(kept.tree), dict(kept.origins)
+    tree, unresolved, reads = reread(kept.tree, kept.record.get("from_environment", {}))
+    outside = compose([setting("output_root", tree["output_root"]), *places])
+    origins = dict(kept.origins)
     for key in PLACES:
         typed = outside.origins[key].typed and any(o.lstrip("+").startswith(f"{key}=") for o in places)
-        tree[key] = outside.tree[key] if typed or key == "resume" else kept.tree[key]
+        tree[key] = outside.tree[key] if typed or key == "resume" else tree[key]
         if typed or key == "resume":
             origins[key] = outside.origins[key]
     # Trusted packages are those of today: a run cannot bring its own.
-    composed = judge(tree, origins)
+    composed = judge(tree, origins, unresolved)
     return dataclasses.replace(
         composed,
         choices=kept.record["choices"],
@@ -125,6 +123,7 @@ def _repeated(kept: Kept, places: list[str], dirs: tuple[Path, ...]) -> Composed
         overrides=(*(o for o in kept.record["overrides"] if not _is_place(o)), *places),
         run_dir=outside.run_dir,
         pickers=kept.record.get("pickers", {}),
+        from_environment=reads,
     )
 
 
@@ -132,22 +131,23 @@ def _recomposed(kept: Kept, changes: list[str], places: list[str], dirs: tuple[P
     """What was typed then, less what is typed anew, and the choices of then where the defaults have changed since."""
     new = {key_of(o) for o in changes}
     typed = [o for o in kept.record["overrides"] if not _is_place(o) and key_of(o) not in new]
-    secret = [o for o in typed if MASK in o]
+    secret = [key_of(o) for o in typed if MASK in o]
     if secret:
-        raise TuneforgeError.of(
-            [Problem("masked-value", f"was a secret and is not kept in {kept.root}", key_of(o)) for o in secret]
-        )
-    before = compose([o for o in kept.record["overrides"] if not _is_place(o)], dirs)
+        message = f"was a secret and is not kept in {kept.root}"
+        raise TuneforgeError.of(Problem("masked-value", message, k, fix=f"give it again: {k}=...") for k in secret)
+    before = compose([o for o in kept.record["overrides"] if not _is_place(o) and MASK not in o], dirs)
     moved = {g: o for g, o in kept.record["choices"].items() if before.choices.get(g) != o and g not in new}
     root = setting("output_root", kept.tree["output_root"])
     return compose([root, *(f"{g}={o}" for g, o in moved.items()), *typed, *changes, *places], dirs)
 
 
 def _notes(kept: Kept, composed: Composed) -> list[str]:
-    found = differences(kept.tree, composed.tree, (kept.origins, composed.origins))
+    found = differences(kept.tree, composed.recorded, (kept.origins, composed.origins))
     found = [d for d in found if d.path not in PLACES]
     lines = [f"from {kept.root}: {len(found)} of its values differ" if found else f"from {kept.root}: the same config"]
     lines += [f"  {d}" for d in found]
+    if composed.from_environment:
+        lines.append(f"  read from the environment: {', '.join(sorted(composed.from_environment))}")
     then, now = kept.record.get("versions", {}), versions()
     lines += [f"  {n} was {v} and is {now.get(n, 'not installed')}" for n, v in then.items() if now.get(n) != v]
     present = {p.name: p.as_record() for p in composed.plugins}

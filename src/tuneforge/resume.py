@@ -346,8 +346,10 @@ def _max_steps(root: Path) -> Any:
 
 
 def _config_changed(composed: Composed, root: Path) -> TuneforgeError:
-    before, now = leaves(read_config(root)), leaves(composed.tree)
+    before, now = leaves(read_config(root)), leaves(composed.recorded)
     keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not _may_change(k)]
+    # The same interpolation or mask can stand for another value.
+    keys = keys or [k for k in composed.from_environment if not _may_change(k)]
     return TuneforgeError(
         "config-changed",
         f"{root} was run with another config; resuming must not change "
@@ -375,7 +377,7 @@ def _refuse_the_same_end(composed: Composed, root: Path, facts: Mapping[str, Any
     """What a guard has stopped it would stop again: with the same rows and steps, the same options see the same."""
     if facts["status"] != "refused":
         return
-    before, now = read_config(root)["callbacks"], composed.tree["callbacks"]
+    before, now = read_config(root)["callbacks"], composed.recorded["callbacks"]
     stopped = {
         name: f"stopped it at step {event['step']}: {event['message']}"
         for name, guard in facts.get("guards", {}).items()

@@ -8,6 +8,7 @@ from tuneforge.artifacts.folder import read_json
 from tuneforge.console import quiet_libraries, unbroken_output
 from tuneforge.exchange import Exchange
 from tuneforge.handover import unpack, unpack_place
+from tuneforge.masking import masked_output
 from tuneforge.member import take_part
 from tuneforge.world import find_world
 
@@ -18,7 +19,7 @@ def main(handover: Path) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet_libraries()
     packed = read_json(handover)
-    with unbroken_output(), Exchange(find_world()) as exchange:
+    with unbroken_output(), masked_output(), Exchange(find_world()) as exchange:
         return take_part(exchange, unpack(packed["config"]), unpack_place(packed["place"]))
 
 

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,3 +97,16 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canary]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def processor_seconds() -> Callable[[float], AbstractContextManager[None]]:
+    """`with processor_seconds(2)`: fail where what is inside takes more of the processor; a busy machine costs none."""
+
+    @contextmanager
+    def within(most: float) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        assert time.process_time() - start < most
+
+    return within

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from io import BufferedWriter, FileIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from tuneforge.artifacts import parts, whole
 from tuneforge.artifacts.background import Background
 from tuneforge.artifacts.parts import Like, Part
+from tuneforge.errors import TuneforgeError
 
 STATE = "state.pt"
 
@@ -73,7 +75,16 @@ def load(source: Path, like: Like = parts.whole, map_location: Any = None) -> An
         TuneforgeError: it is damaged.
     """
     whole.require(source)
-    checkpoint = torch.load(source / STATE, map_location=map_location or "cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(source / STATE, map_location=map_location or "cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise TuneforgeError(
+            "pickled-weights",
+            f"{source / STATE} holds more than tensors and plain containers, so tuneforge did not write it: reading it "
+            "could run any code",
+            path="resume",
+            fix="resume a run that tuneforge wrote, or start a new one from its adapter/ (model.adapter=...)",
+        ) from error
     if parts.are_in(source):
         parts.put_together(checkpoint, parts.read(source, like))
     return checkpoint

@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneforge.artifacts.kept import NUMBER, read_lines
 from tuneforge.errors import EXIT_OF, TuneforgeError
+from tuneforge.masking import mask, masked_texts
 
 STOPPED = "stopped the run"
 """What run.json says a guard did at a finding that ended the run."""
@@ -74,8 +75,8 @@ def mark(folder: Path, kind: str) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    """Write a text as `write_bytes` does, secrets masked."""
+    write_bytes(path, mask(text, pairs=False).encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -206,7 +207,7 @@ def release_reserve(root: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an object as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, json.dumps(masked_texts(value), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

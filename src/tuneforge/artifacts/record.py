@@ -2,9 +2,7 @@
 
 import datetime
 import os
-import re
 import signal
-import subprocess
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
@@ -25,28 +23,26 @@ from tuneforge.build import facts
 from tuneforge.callbacks.guard import Gate, Guard, refusal
 from tuneforge.callbacks.quality_gates import QualityGates
 from tuneforge.callbacks.signals import requeued
-from tuneforge.compose import Composed
+from tuneforge.compose import PLACES, Composed
 from tuneforge.console import say, warn
 from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
 from tuneforge.data.source import Source
 from tuneforge.errors import EXIT_OF, EXIT_OK, EXIT_REFUSED, TuneforgeError, print_problems
 from tuneforge.finish import Measured
+from tuneforge.git_state import git_commit
 from tuneforge.inert import set_by_user
 from tuneforge.interpolation import leaves
 from tuneforge.machine import is_present
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import efficiency, flops_per_token
-from tuneforge.rerun import PLACES
+from tuneforge.provenance import masked_origin
 from tuneforge.resume import identity
 from tuneforge.sharding import num_weights
 from tuneforge.shell import again, command, key_of, setting, typed
 from tuneforge.versions import versions
 from tuneforge.vocabulary import digests
 from tuneforge.world import is_main_process
-
-_SECRET_KEY = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b")
 
 WORDS = {True: "pass", False: "FAIL", None: "open"}
 """Of a gate's line."""
@@ -115,7 +111,7 @@ class Record:
         }
         settled = self.context.settled
         if is_main_process():
-            tree = masked(self.composed.tree)
+            tree = self.composed.recorded
             write_text(self.context.folder.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
             write_json(self.context.folder.root / "provenance.json", self._provenance())
             reserve(self.context.folder.root)
@@ -172,7 +168,7 @@ class Record:
     def _describe(self) -> None:
         """Tell the loggers what runs."""
         for logger in self.loggers:
-            logger.log_hyperparams(leaves(masked(self.composed.tree)))
+            logger.log_hyperparams(leaves(self.composed.recorded))
 
     def _end_loggers(self, status: str) -> None:
         step = max((m["step"] for m in read_metrics(self.context.folder.metrics)), default=0)
@@ -201,7 +197,7 @@ class Record:
         """What sets this run apart from others: its options, what the user set, and the numbers compared most."""
         config, origins = self.composed.config, self.composed.origins
         by_user = {path for path, origin in origins.items() if set_by_user(origin) and not path.startswith(PLACES)}
-        values = {k: v for k, v in leaves(masked(self.composed.tree)).items() if k in by_user}
+        values = {k: v for k, v in leaves(self.composed.recorded).items() if k in by_user}
         settled = {"optim.lr": config.optim.lr, "steps": self.context.settled.num_steps, "seed": config.seed}
         return {**self.composed.choices, **settled, **values}
 
@@ -234,8 +230,9 @@ class Record:
                 "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "identity": identity(self.composed.tree),
                 "choices": self.composed.choices,
-                "overrides": [_mask_text(o) for o in self.composed.overrides],
+                "overrides": list(self.composed.overrides),
                 "plugins": [p.as_record() for p in self.composed.plugins],
+                "from_environment": self.composed.from_environment,
                 "config_dirs": [str(d.resolve()) for d in self.composed.config_dirs],
                 "pickers": self.composed.pickers,
                 "trial": {"study": trial.study, "number": trial.number} if trial else None,
@@ -278,7 +275,8 @@ class Record:
         return efficiency(config.hardware, flops, speed, seconds, machine.world_size)
 
     def _provenance(self) -> dict[str, Any]:
-        return {path: o.as_dict() for path, o in sorted(self.composed.origins.items())}
+        # The paths are known here: what was written under the name of a secret is masked by it.
+        return {path: masked_origin(path, o).as_dict() for path, o in sorted(self.composed.origins.items())}
 
     @property
     def _classifies(self) -> bool:
@@ -325,31 +323,6 @@ def _changes(before: dict[str, float], after: dict[str, float]) -> Iterator[tupl
 
 def _shown(value: float | None) -> str:
     return "?" if value is None else f"{value:,.4f}"
-
-
-def git_commit() -> str | None:
-    """The commit of the working directory, with `+` when it has changes; None outside of git."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
-        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)  # noqa: S607
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def masked(tree: Any, key: str = "") -> Any:
-    """The tree with the values of secret-looking keys, and secret-looking values anywhere, replaced by `***`."""
-    if isinstance(tree, dict):
-        return {k: masked(v, str(k)) for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [masked(v, key) for v in tree]
-    if isinstance(tree, str):
-        return "***" if _SECRET_KEY.search(key) else _mask_text(tree)
-    return tree
-
-
-def _mask_text(text: str) -> str:
-    return _SECRET_VALUE.sub("***", text)
 
 
 def _one_line(text: str, width: int = 100) -> str:

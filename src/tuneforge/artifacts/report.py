@@ -21,6 +21,7 @@ from tuneforge.artifacts.figures import mean, number, plain
 from tuneforge.artifacts.folder import RunFolder, write_text
 from tuneforge.artifacts.kept import PAGE, read_config, read_lines, read_provenance, read_record
 from tuneforge.interpolation import leaves
+from tuneforge.masking import masked_texts
 from tuneforge.shell import again, command
 
 MAX_TEXT = 20_000
@@ -58,7 +59,7 @@ def write_report(root: Path) -> Path:
         "command": command(*again(run["overrides"]), config_dirs=run.get("config_dirs", ())),
         "config": _config_rows(settings, origins),
     }
-    write_text(folder.report, template("report.html.j2").render(page))
+    write_text(folder.report, template("report.html.j2").render(masked_texts(page)))
     return folder.report
 
 

@@ -11,6 +11,7 @@ from tuneforge.callbacks.beside import Pace, evaluating
 from tuneforge.callbacks.guard import Guard, Table, steps
 from tuneforge.callbacks.samples import Answer, SampleAnswers, answers, writes
 from tuneforge.errors import Problem
+from tuneforge.masking import mask
 from tuneforge.schema.types import Fraction, PositiveInt
 
 LOOKS = 10
@@ -172,7 +173,7 @@ class GenerationWatch(Guard):
         text = "\n\n".join(f"**{line['prompt']}**\n\n{line['answer']}" for line in lines)
         for logger in trainer.loggers if trainer.is_global_zero else []:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("generation_watch/samples", text, trainer.global_step)
+                logger.experiment.add_text("generation_watch/samples", mask(text), trainer.global_step)
 
     def _problem(self, trainer: pl.Trainer, name: str, share: float, usual: float) -> Problem:
         module: Any = trainer.lightning_module

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tuneforge.artifacts.folder import STOPPED
 from tuneforge.console import warn
-from tuneforge.errors import Problem
+from tuneforge.errors import Problem, shown
 from tuneforge.steps import StepFacts
 
 MAX_EVENTS = 100
@@ -144,7 +144,7 @@ class Guard(pl.Callback):
         warn(problem)
         for logger in trainer.loggers if trainer.is_global_zero else []:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(f"{self.name}/{problem.code}", str(problem), where)
+                logger.experiment.add_text(f"{self.name}/{problem.code}", str(shown(problem)), where)
 
     def stop(self, trainer: pl.Trainer, problem: Problem, *, step: int | None = None) -> None:
         """End the run after this step or evaluation, with exit code 3. Called by all processes alike."""

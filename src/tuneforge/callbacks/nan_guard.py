@@ -21,6 +21,7 @@ from tuneforge.callbacks.guard import Late, StepGuard, agreed, any_process, step
 from tuneforge.callbacks.kept_states import KeptStates, scale_rate
 from tuneforge.compat import is_4bit
 from tuneforge.errors import Problem, RefusedError
+from tuneforge.masking import masked_texts
 from tuneforge.method import Method
 from tuneforge.schema import Config
 from tuneforge.schema.types import Count, PositiveFloat, PositiveInt
@@ -182,7 +183,8 @@ class NanGuard(StepGuard[_Step]):
         self.gauges["skipped"] += 1
         line = self._bad_batch(trainer, pl_module, seen) | {"loss": loss, "grad_norm": norm}
         if trainer.is_global_zero:
-            append_text(pl_module.context.folder.root / BAD_BATCHES, json.dumps(line, ensure_ascii=False) + "\n")
+            text = json.dumps(masked_texts(line), ensure_ascii=False)
+            append_text(pl_module.context.folder.root / BAD_BATCHES, text + "\n")
         problem = self._problem(pl_module.context.config, line)
         if self.action == "stop" or (self.action == "repair" and not self._skips):
             self.stop(trainer, problem, step=seen.step)

@@ -62,7 +62,7 @@ def _diff(request: Request) -> int:
         tree, origins, facts = two.tree, two.origins, two.record
     else:
         composed = replace(request, words=(), overrides=tuple(overrides)).compose()
-        tree, origins, facts = composed.tree, composed.origins, {}
+        tree, origins, facts = composed.recorded, composed.origins, {}
     found = differences(one.tree, tree, (one.origins, origins))
     others = _other_differences(one.record, facts) if facts else []
     if request.flags.json:

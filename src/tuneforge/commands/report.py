@@ -22,7 +22,9 @@ def run(request: Request) -> int:
         return EXIT_OK
     from tuneforge.study.answer import Answer
 
-    answer = Answer.read(root)
+    key = "hydra.sweeper.storage="
+    typed = [o.partition("=")[2].strip("'\"") for o in request.overrides if o.startswith(key)]
+    answer = Answer.read(root, typed[-1] if typed else None)
     _refuse_to_overwrite(root)
     answer.tell()
     return EXIT_OK

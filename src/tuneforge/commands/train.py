@@ -20,7 +20,7 @@ def run(request: Request) -> int:
     if request.flags.cfg:
         from tuneforge.help import config_text
 
-        tree = composed.tree
+        tree = composed.recorded
         if request.flags.cfg != "job":
             from tuneforge.hydra_views import with_hydra
 

@@ -6,10 +6,13 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from tuneforge.bounded import OverBoundsError, bounded
 from tuneforge.errors import TuneforgeError
 
 ROW_CODES = ("template-refuses-row", "template-splits-wrongly", "special-tokens-in-text")
 """Errors about one row: `data.on_bad=skip` leaves such a row out and counts it."""
+MAX_WRITTEN, MAX_SHARE = 1_000_000, 20
+"""Characters that a template may write for a conversation, and beside them for each character of it."""
 
 
 def apply_template(
@@ -24,11 +27,12 @@ def apply_template(
         generate: add the generation prompt.
 
     Raises:
-        TuneforgeError: the template refuses the messages, or fails on them.
+        TuneforgeError: the template refuses the messages, fails on them, or takes too long.
     """
     try:
-        # A batch of one: transformers refuses an empty conversation otherwise, and a first answer has one before it.
-        text = tokenizer.apply_chat_template([list(messages)], tokenize=False, add_generation_prompt=generate)[0]
+        return _within_bounds(tokenizer, messages, origin, generate)
+    except TuneforgeError:
+        raise
     except Exception as error:  # A template is a program of the user's: whatever it raises is about that program.
         refused = isinstance(error, TemplateError)
         said = str(error).strip() or "no reason given"
@@ -41,4 +45,31 @@ def apply_template(
             fix="change the rows (many templates take no system role and want user and assistant in turn), leave them "
             "out (data.on_bad=skip), or use model.chat_template=plain",
         ) from error
-    return str(text)
+
+
+def _within_bounds(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], origin: str, generate: bool = False
+) -> str:
+    """The messages as the template writes them. It may come with a model: it is a program, and not ours.
+
+    Raises:
+        TuneforgeError: it takes too long or too much memory, or writes too much.
+        Exception: whatever the template raises.
+    """
+    try:
+        with bounded():
+            # A batch of one: transformers refuses an empty conversation otherwise.
+            batch = tokenizer.apply_chat_template([list(messages)], tokenize=False, add_generation_prompt=generate)
+        text = str(batch[0])
+        most = MAX_WRITTEN + MAX_SHARE * sum(len(str(m)) for m in messages)
+        if len(text) > most:
+            raise OverBoundsError(f"wrote {len(text):,} characters, where {most:,} are allowed")
+        return text
+    except OverBoundsError as error:
+        start = " ".join(str(tokenizer.chat_template).split())[:80]
+        raise TuneforgeError(
+            "template-over-bounds",
+            f"the chat template {error} for {origin}; it starts with: {start}",
+            path="model.chat_template",
+            fix="use model.chat_template=plain, or a template that you have read",
+        ) from error

@@ -22,6 +22,8 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+MAX_TEMPLATE = 1 << 20
+"""Bytes of a template's file; the longest in use are 20 thousand."""
 NAMED = {"plain": PLAIN, "chatml": CHATML}
 
 
@@ -89,8 +91,8 @@ def _chosen(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
         return f"chat template: {wanted}"
     file = _file(wanted, own)
     try:
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        tokenizer.chat_template = _text(file)
+    except (OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
         raise TuneforgeError(
             "broken-template",
             f"{file} cannot be read as UTF-8 text: {error}",
@@ -98,6 +100,14 @@ def _chosen(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
             fix="save the template as UTF-8 in a file that you may read",
         ) from error
     return f"chat template: {file}"
+
+
+def _text(file: Path) -> str:
+    with file.open("rb") as opened:
+        raw = opened.read(MAX_TEMPLATE + 1)
+    if len(raw) > MAX_TEMPLATE:
+        raise ValueError(f"it is larger than {MAX_TEMPLATE:,} bytes")
+    return raw.decode("utf-8")
 
 
 def _file(wanted: str, own: object) -> Path:

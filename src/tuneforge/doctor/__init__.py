@@ -4,12 +4,14 @@ Libraries are imported in a child process (`probe`), so that a broken one is a f
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tuneforge.compose import Composed
 from tuneforge.doctor import device, environment, host, packages, project
 from tuneforge.doctor.check import Check, warn
 from tuneforge.doctor.facts import IMPORT, Step, ask_libraries, ask_smi, torch_of
+from tuneforge.masking import mask
 
 __all__ = ["Check", "diagnose"]
 
@@ -32,7 +34,7 @@ def diagnose(compose: Callable[[], Composed]) -> list[Check]:
         *packages.optional(has_gpu=bool(steps["torch"].facts.get("gpus"))),
         packages.hub_kernels(),
     ]
-    return list(environment.without_secrets(found))
+    return [replace(check, found=mask(check.found), fix=mask(check.fix)) for check in found]
 
 
 def _devices(steps: dict[str, Step]) -> Iterator[Check]:

@@ -1,9 +1,6 @@
 """The environment variables that change what runs do; secrets are told by name only."""
 
 import os
-import re
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from tuneforge.doctor.check import Check, ok, warn
@@ -11,8 +8,6 @@ from tuneforge.doctor.check import Check, ok, warn
 SHOWN = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "TUNEFORGE_DEBUG", "TUNEFORGE_PLUGINS")
 """Variables whose values are no secrets; of any other TUNEFORGE_* the name alone is shown."""
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-SECRET = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|API_?KEY)(?!.*(?:PATH|FILE|DIR)$)(?:_|$)")
-"""Names of variables that hold a secret, rather than the name of a file with one or `TOKENIZERS_PARALLELISM`."""
 YES = ("1", "ON", "YES", "TRUE")
 
 
@@ -39,14 +34,3 @@ def variables() -> Check:
     others = sorted(n for n in os.environ if n.startswith("TUNEFORGE_") and n not in SHOWN)
     told = [f"{n}={os.environ[n]}" for n in names] + [f"{n} is set" for n in others]
     return ok("environment", ", ".join(told) or "no variable that changes a run")
-
-
-def without_secrets(checks: list[Check]) -> Iterator[Check]:
-    """The checks with every secret of the environment blotted out, wherever a library's message repeats one."""
-    # Shorter values (`true`, `1`) are no secrets, and would blot out half of the text.
-    secrets = [v for n, v in os.environ.items() if SECRET.search(n.upper()) and len(v) >= 8]
-    for check in checks:
-        found, fix = check.found, check.fix
-        for secret in secrets:
-            found, fix = found.replace(secret, "***"), fix.replace(secret, "***")
-        yield replace(check, found=found, fix=fix)

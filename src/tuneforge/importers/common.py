@@ -14,12 +14,12 @@ from tuneforge.compose import compose
 from tuneforge.errors import Problem, TuneforgeError, near
 from tuneforge.front import front, groups
 from tuneforge.importers.translation import Left, Translation, overrides
+from tuneforge.masking import masked
 from tuneforge.shell import hydra
 from tuneforge.yaml_files import read_yaml_file
 
 OFF: tuple[Any, ...] = (None, False, 0, "", "no", "none", "null", [], {})
 """Values that switch a feature off: a feature that is off there and absent here is the same."""
-_SECRET = re.compile(r"(hub_token|api_key|secret|password|webhook_url)$")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Draft:
         shown = self.given.get(key) if value is ... else value
         if key == "env" and isinstance(shown, Mapping):
             shown = dict.fromkeys(map(str, shown), "***")
-        shown = "***" if _SECRET.search(key) else shown
+        shown = masked(shown, key)
         entry = Left(key, shown, why)
         if entry not in self.result.left and (key in self.given or root in self.given):
             self.result.left.append(entry)

@@ -13,6 +13,7 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from transformers import PreTrainedModel
 
+from tuneforge.adapters import check_patterns as check_patterns_of
 from tuneforge.adapters import fitting, read_config
 from tuneforge.console import say, warn
 from tuneforge.errors import Problem, TuneforgeError
@@ -74,6 +75,7 @@ class PeftMethod(Method):
             TuneforgeError: it cannot be loaded, or is of another base.
         """
         config = read_config(adapter, "model.adapter")
+        check_patterns_of(config, model, "model.adapter")
         with fitting(adapter, "model.adapter"):
             return self.loaded(model, adapter, config)
 
@@ -94,6 +96,7 @@ def adapted(model: PreTrainedModel, config: PeftConfig) -> Any:
     """
     # Listed first: PEFT leaves a model half wrapped, with modules of its own.
     names = sorted(linear_names(model))
+    check_patterns_of(config, model, "method")
     try:
         with warnings.catch_warnings():
             # Tied weights are told by `warn_of_tied`; names that match nothing are refused before.

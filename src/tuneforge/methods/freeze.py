@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tuneforge.bounded import matching
 from tuneforge.errors import TuneforgeError
 from tuneforge.heads import head_modules, in_head
 from tuneforge.method import Method
@@ -53,12 +54,7 @@ class Freeze(Method):
             # The first number of a name is its layer; an expert inside has a number too.
             layers = {n: re.search(r"\.(\d+)\.", n) for n in reached}
             return [p for n, p in reached.items() if (found := layers[n]) and int(found[1]) in last]
-        try:
-            chosen = [p for n, p in reached.items() if re.search(self.pattern, n)]
-        except re.error as error:
-            raise TuneforgeError(
-                "unknown-module", f"{self.pattern!r} is no pattern: {error}", path="method.pattern", fix="correct it"
-            ) from error
+        chosen = [reached[n] for n in matching(self.pattern, reached, "method.pattern", anywhere=True)]
         if not chosen:
             raise TuneforgeError(
                 "unknown-module",

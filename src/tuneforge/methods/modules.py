@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tuneforge import bounded
 from tuneforge.compat import refused_by_peft
 from tuneforge.errors import TuneforgeError, did_you_mean, near
 from tuneforge.heads import head_modules, in_head
@@ -172,7 +173,7 @@ def matching(model: nn.Module, wanted: str | list[str]) -> dict[str, list[str]]:
     """Each name (or the one pattern) that was typed -> full names of the modules that it matches, as PEFT matches."""
     modules = [name for name, _ in model.named_modules() if name]
     if isinstance(wanted, str):
-        return {wanted: [n for n in modules if re.fullmatch(wanted, n)]}
+        return {wanted: bounded.matching(wanted, modules, "method.target_modules")}
     return {w: [n for n in modules if n == w or n.endswith(f".{w}")] for w in wanted}
 
 
@@ -259,12 +260,7 @@ def check_patterns(key: str, patterns: Iterable[str] | None, adapted: Iterable[s
     """
     names, every = list(adapted), list(patterns or ())
     path = f"method.{key}"
-    try:
-        matched = {p: [n for n in names if re.match(rf"(.*\.)?({p})$", n)] for p in every}
-    except re.error as error:
-        raise TuneforgeError(
-            "unknown-module", f"{', '.join(every)}: no regular expression: {error}", path=path, fix="correct it"
-        ) from error
+    matched = {p: bounded.matching(rf"(.*\.)?({p})$", names, path) for p in every}
     missing = [p for p, found in matched.items() if not found]
     if missing:
         known = shortest_ends(names, (n for n, _ in model.named_modules()))

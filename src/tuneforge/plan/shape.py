@@ -1,10 +1,10 @@
 """The shape of a model and of what a method trains of it, from config.json alone: no weights and no torch."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from tuneforge.bounded import matching
 from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.schema.facts import method_facts
 
@@ -351,7 +351,9 @@ class Trainable:
             return layer
         if isinstance(self.targets, str):
             # A pattern may pick layers too. Those it picks at all are counted everywhere, which errs upwards.
-            found = [linear for linear in layer if re.fullmatch(self.targets, f"model.layers.0.{linear.name}")]
+            names = [f"model.layers.0.{linear.name}" for linear in layer]
+            matched = matching(self.targets, names, "method.target_modules")
+            found = [linear for linear, name in zip(layer, names, strict=True) if name in matched]
             return found or layer
         known = [linear.name.rpartition(".")[2] for linear in layer] + list(_OUTSIDE)
         for target in (t for t in self.targets if t not in _OUTSIDE and not any(_ends(i.name, t) for i in layer)):

@@ -25,6 +25,8 @@ CHOICE = "TUNEFORGE_PLUGINS"
 PATH = "TUNEFORGE_PLUGIN_PATH"
 """Folders to look into beside `plugins/` of the working directory, separated like PATH."""
 DROPPED = Path("plugins")
+MAX_PYPROJECT = 1 << 20
+"""Bytes; a project's has a few thousand."""
 
 
 def discover() -> tuple[Plugin, ...]:
@@ -120,11 +122,9 @@ def read_folder(root: Path) -> Plugin:
     if not file.is_file():
         return replace(nothing, troubles=(Trouble("there is no pyproject.toml", _example(root.name)),))
     try:
-        project = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        facts, points = _project(file)
+    except (OSError, ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError
         return replace(nothing, troubles=(Trouble(f"{file} is no TOML: {error}", "correct that line"),))
-    facts: dict[str, Any] = project.get("project", {})
-    points = facts.get("entry-points", {}).get(ENTRY_POINTS, {})
     if len(points) != 1 or not all(isinstance(v, str) and v.isidentifier() for v in points.values()):
         shown = points or "nothing"
         cause = f"{file} must name one package in [project.entry-points.{ENTRY_POINTS!r}], and names {shown}"
@@ -137,12 +137,36 @@ def read_folder(root: Path) -> Plugin:
         package=package,
         version=str(facts.get("version", "unknown")),
         package_dir=where.resolve() if where else None,
-        requires=tuple(facts.get("dependencies", ())),
+        requires=tuple(map(str, facts.get("dependencies") or ())),
     )
     if where is None:
         cause = f"{file} names the package {package!r}, and neither {package}/ nor src/{package}/ is there"
         return replace(read, troubles=(Trouble(cause, f"make the folder {root / 'src' / package}"),))
     return read
+
+
+def _project(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table [project] of a pyproject.toml, and the plugin's entry points in it.
+
+    Raises:
+        ValueError: it is no TOML, one of the tables is something else, or it is far larger than a project's.
+        OSError: it cannot be read.
+        RecursionError: it is nested too deeply.
+    """
+    with file.open("rb") as opened:
+        raw = opened.read(MAX_PYPROJECT + 1)
+    if len(raw) > MAX_PYPROJECT:
+        raise ValueError(f"it is larger than {MAX_PYPROJECT:,} bytes")
+    node: Any = tomllib.loads(raw.decode("utf-8"))
+    tables = []
+    for name in ("project", "entry-points", ENTRY_POINTS):
+        node = node.get(name, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"{name} is no table")
+        tables.append(node)
+    if not isinstance(tables[0].get("dependencies", []), list):
+        raise ValueError("project.dependencies is no list")
+    return tables[0], tables[2]
 
 
 def _example(name: str) -> str:

@@ -2,8 +2,6 @@
 
 import ast
 import importlib.util
-import os
-import stat
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from tuneforge.plugins.files import file_troubles
 from tuneforge.plugins.plugin import Plugin, Trouble
 
 
@@ -39,14 +38,7 @@ def _folder_troubles(plugin: Plugin) -> Iterator[Trouble]:
         yield Trouble(f"{folder} has no conf/", "put its option files there: conf/GROUP/OPTION.yaml")
     if not plugin.installed:
         yield from _shadowed(plugin, folder)
-    root = folder if plugin.installed else plugin.origin.resolve()
-    for path in (root, folder, *sorted(folder.rglob("*"))):
-        if "__pycache__" in path.parts:
-            continue
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            yield Trouble(f"{path} is a link out of the plugin's folder, to {path.resolve()}", "copy the file there")
-        elif path.is_dir() and os.name == "posix" and path.stat().st_mode & stat.S_IWOTH:
-            yield Trouble(f"everyone on this machine may write into {path}", f"chmod o-w {path}")
+    yield from file_troubles(plugin, folder)
 
 
 def _shadowed(plugin: Plugin, folder: Path) -> Iterator[Trouble]:

@@ -1,26 +1,51 @@
 """What methods need of weights, layers and the rest of the model."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tuneforge.errors import Problem
 from tuneforge.rules.registry import rule
+from tuneforge.safe_files import code_digest, foreign_code
 from tuneforge.schema import Config
 from tuneforge.schema.facts import method_facts
 
 
 @rule
 def remote_code_is_pinned(config: Config, tree: Mapping[str, Any]) -> Problem | None:
-    """Code that comes with weights runs only at a full commit hash."""
-    revision = config.model.revision or ""
+    """Code that comes with weights runs only at a full commit hash; that of a folder at a hash of its Python files."""
+    if not config.model.trust_remote_code:
+        return None
+    revision, folder = config.model.revision or "", Path(config.model.path).expanduser()
+    if folder.is_dir():
+        return _folder_code(folder, revision)
     pinned = len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
-    if not config.model.trust_remote_code or pinned:
+    if pinned:
         return None
     return Problem(
         "remote-code-unpinned",
         f"model.trust_remote_code=true needs a pinned model.revision, got {config.model.revision!r}",
         "model.revision",
         fix="read the code at one commit, then set model.revision=<its 40-digit hash>: a branch can change under you",
+    )
+
+
+def _folder_code(folder: Path, revision: str) -> Problem | None:
+    """A folder's code is that of the folder alone, and the code that was read."""
+    elsewhere = foreign_code(folder)
+    if elsewhere:
+        message = f"{folder} names code of another repository ({elsewhere}), which nothing pins"
+        fix = "copy that code into the folder and name it there without the repository, or use another model"
+        return Problem("remote-code-elsewhere", message, "model.path", fix=fix)
+    digest = code_digest(folder)
+    if revision == digest:
+        return None
+    return Problem(
+        "remote-code-unpinned",
+        f"model.trust_remote_code=true needs a pinned model.revision: of a folder, a hash of its *.py files; "
+        f"got {revision or None!r}",
+        "model.revision",
+        fix=f"read the *.py files of {folder}, then set model.revision={digest}",
     )
 
 

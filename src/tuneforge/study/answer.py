@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tuneforge.artifacts.figures import number
 from tuneforge.artifacts.folder import write_text
 from tuneforge.console import say
+from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
 from tuneforge.importers.translation import Translation, experiment
 from tuneforge.shell import command
@@ -53,14 +55,14 @@ class Answer:
         return cls(root, kept, trials, best, _importances(study, complete))
 
     @classmethod
-    def read(cls, root: Path) -> "Answer":
-        """Of a sweep's folder.
+    def read(cls, root: Path, storage: str | None = None) -> "Answer":
+        """Of a sweep's folder; `storage` is the database's URL where the user has named it.
 
         Raises:
             TuneforgeError: it is none, or its database cannot be opened.
         """
         kept = Kept.read(root)
-        return cls.of(root, load_study(kept.url(root), kept.study), kept)
+        return cls.of(root, load_study(storage or kept.url(root), kept.study), kept)
 
     def count(self, state: TrialState) -> int:
         """Trials in a state."""
@@ -162,7 +164,14 @@ def _split(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[dict[
     chosen: dict[str, str] = {}
     values: dict[str, Any] = {}
     for text in overrides:
-        parsed = OverridesParser.create().parse_override(text)
+        try:
+            parsed = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise TuneforgeError(
+                "not-a-sweep",
+                f"the sweep keeps {text!r} as an override, and it is none: {str(error).splitlines()[0]}",
+                fix="its files are damaged, or another program's",
+            ) from error
         if parsed.is_delete():
             continue
         key, value = parsed.key_or_group, parsed.value()

@@ -13,12 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tuneforge.artifacts.folder import RunFolder, is_marked, read_metrics
 from tuneforge.artifacts.kept import read_record
 from tuneforge.compose import Composed, compose
-from tuneforge.errors import EXIT_BUG, EXIT_OF, EXIT_OK, EXIT_REFUSED, TuneforgeError, did_you_mean, print_problems
+from tuneforge.errors import (
+    EXIT_BUG,
+    EXIT_OF,
+    EXIT_OK,
+    EXIT_REFUSED,
+    TuneforgeError,
+    did_you_mean,
+    print_problems,
+    shown,
+)
 from tuneforge.front import CONFIG_DIR
 from tuneforge.shell import setting
 from tuneforge.trial import Trial
@@ -58,10 +67,12 @@ class Job:
     @classmethod
     def of(cls, hydra: Any, root: Path) -> "Job":
         """From the node `hydra` of the job's config; `root` is its folder."""
+        # Not resolved: an override that reads the environment stays one, also in what is written of the trial.
+        typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
         place = hydra.job.env_set.get(PLACE)
         wanted = hydra.sweeper.get("objective", "eval/loss")
         return cls(
-            overrides=[str(o).removeprefix("++") for o in hydra.overrides.task],
+            overrides=[str(o).removeprefix("++") for o in typed],
             config_dirs=[Path(s.path) for s in hydra.runtime.config_sources if s.provider == CONFIG_DIR],
             root=root,
             objectives=[wanted] if isinstance(wanted, str) else list(wanted),
@@ -105,7 +116,7 @@ def run_trial(job: DictConfig) -> Outcome:
 def refused(error: TuneforgeError, steps: int = 0) -> Outcome:
     """The outcome of a trial that cannot be, told."""
     print_problems(error.problems)
-    reason = "; ".join(f"{p.path}: {p.message}" if p.path else p.message for p in error.problems)
+    reason = "; ".join(f"{p.path}: {p.message}" if p.path else p.message for p in map(shown, error.problems))
     return Outcome("failed", reason=reason, code=error.exit_code, steps=steps)
 
 

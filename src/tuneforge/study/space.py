@@ -19,6 +19,7 @@ from tuneforge.artifacts.figures import plain
 from tuneforge.config_bounds import too_complex
 from tuneforge.errors import TuneforgeError
 from tuneforge.hydra_node import is_hydra
+from tuneforge.masking import masked
 
 MAX_GRID = 10_000
 """Points of a grid: more is a slip, and each is a run."""
@@ -127,3 +128,20 @@ def _count(distribution: BaseDistribution) -> int:
 def _choices(distribution: BaseDistribution) -> Sequence[Any]:
     choices: Sequence[Any] = OptunaSweeperImpl._to_grid_sampler_choices(distribution)
     return choices
+
+
+def refuse_secrets(swept: Mapping[str, BaseDistribution]) -> None:
+    """A study keeps the values that it chooses from, in its database.
+
+    Raises:
+        TuneforgeError: one of them is a secret.
+    """
+    for key, distribution in swept.items():
+        choices = distribution.choices if isinstance(distribution, CategoricalDistribution) else ()
+        if any(masked(str(value), key) != str(value) for value in choices):
+            raise TuneforgeError(
+                "secret-in-sweep",
+                "is swept over secrets, and the study's database would keep them",
+                path=key,
+                fix=f"name environment variables, in single quotes: {key}='${{oc.env:FIRST}}','${{oc.env:SECOND}}'",
+            )

@@ -25,12 +25,16 @@ from tuneforge.artifacts.folder import is_marked, write_json
 from tuneforge.artifacts.kept import Shape, damaged, read_object
 from tuneforge.console import say, warn
 from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.masking import mask, remember_keys
 from tuneforge.schema.sweep import Direction, Sweep
 from tuneforge.study.space import Space
 from tuneforge.trial import storage_url
 
 FILE = "sweep.json"
 """In the sweep's folder: what it is and how far it is."""
+
+DOCUMENTED = "${oc.env:STUDY_URL}"
+"""The one variable that a sweep's file may name (docs/sweeps.md)."""
 
 _MAY_CHANGE = ("n_trials", "n_jobs", "timeout", "max_failure_rate", "storage", "study_name")
 """Settings that a sweep may go on with others of."""
@@ -88,8 +92,23 @@ class Kept:
         return cls(**{f.name: facts[f.name] for f in fields(cls)})
 
     def url(self, root: Path) -> str:
-        """Of the study, for reading it again."""
-        return self.storage or local_storage(root)
+        """Of the study, for reading it again. The file may come from elsewhere, and must not lead there.
+
+        Raises:
+            TuneforgeError: it names another database than one in the folder or `${oc.env:STUDY_URL}`.
+        """
+        if self.storage == DOCUMENTED:
+            return self.storage
+        url = self.storage or local_storage(root)
+        if _is_within(root, url):
+            return url
+        raise TuneforgeError(
+            "storage-elsewhere",
+            f"{root / FILE} keeps its study in {self.storage or url}, outside of the sweep's folder; a file is not "
+            "trusted to choose which database is opened, or which variable is read",
+            path="hydra.sweeper.storage",
+            fix=f"if that is your database: tuneforge report {root} 'hydra.sweeper.storage={self.storage or url}'",
+        )
 
 
 def identity(tree: Mapping[str, Any], settings: Sweep, space: Space, trial: Sequence[str]) -> str:
@@ -170,9 +189,23 @@ def _unfinished(output_root: Path, wanted: str) -> list[Path]:
     return [root for _, root in sorted(found, reverse=True)]
 
 
+def _is_within(root: Path, url: str) -> bool:
+    """Whether a URL is that of a database file in the folder, links followed."""
+    if "${" in url:
+        return False
+    try:
+        parts = make_url(url)
+    except ArgumentError:
+        return False
+    file = Path(parts.database or "")
+    if not parts.drivername.startswith("sqlite") or parts.query or not file.is_absolute():
+        return False
+    return file.resolve().is_relative_to(root.resolve())
+
+
 def local_storage(root: Path) -> str:
     """The database beside a sweep."""
-    return f"sqlite:///{(root / 'study.db').resolve()}"
+    return f"sqlite:///{root.resolve() / 'study.db'}"
 
 
 def check_database(root: Path, name: str) -> None:
@@ -271,16 +304,16 @@ def _url(storage: str) -> str:
     path = "hydra.sweeper.storage"
     try:
         url = storage_url(storage)
+        remember_keys(url)
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0]
         fix = "set the variable, on each machine that takes part"
         raise TuneforgeError("storage-not-usable", f"{storage}: {message}", path=path, fix=fix) from error
     with suppress(ArgumentError):  # what is no URL is told when it is opened
         if url == storage and make_url(url).password:
-            hidden = make_url(url).render_as_string(hide_password=True)
             raise TuneforgeError(
                 "password-in-config",
-                f"{hidden} holds a password, which files and logs would show",
+                f"{mask(url)} holds a password, which files and logs would show",
                 path=path,
                 fix="put the URL into the environment: 'hydra.sweeper.storage=${oc.env:STUDY_URL}'",
             )

@@ -27,6 +27,7 @@ from tuneforge.console import say, warn
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError
 from tuneforge.front import CONFIG_DIR, groups_in_defaults
 from tuneforge.interpolation import leaves
+from tuneforge.masking import mask
 from tuneforge.option_targets import EXTENSION
 from tuneforge.overrides import normalise
 from tuneforge.samplers import is_grid, make_pruner, make_sampler
@@ -38,7 +39,7 @@ from tuneforge.study.answer import Answer
 from tuneforge.study.checks import Extend, check_configs, check_search
 from tuneforge.study.run import PLACE, Outcome
 from tuneforge.study.slots import Batches, Ended, Slots
-from tuneforge.study.space import Space, override
+from tuneforge.study.space import Space, override, refuse_secrets
 from tuneforge.study.store import FILE, Kept, check_database, claim, identity, local_storage, open_study
 from tuneforge.targets import instead_of, load, why_untrusted
 from tuneforge.trial import Trial
@@ -87,6 +88,7 @@ class StudySweeper(Sweeper):
         sources = self.whole.hydra.runtime.config_sources
         config_dirs = [Path(s.path) for s in sources if s.provider == CONFIG_DIR]
         self.space = Space.read(_params(settings, arguments, config_dirs), arguments)
+        refuse_secrets(self.space.swept)
         typed = {o.partition("=")[0].lstrip("+") for o in (*self.space.fixed, *self.space.swept)}
         self.cheap = [setting(k, v) for k, v in leaves(settings.trial).items() if k not in typed]
         self.extend = _extension(settings.custom_search_space)
@@ -205,7 +207,7 @@ class StudySweeper(Sweeper):
             TuneforgeError: every trial would fail as this one.
         """
         if isinstance(ended, TuneforgeError):
-            asked.trial.set_user_attr("reason", str(ended))
+            asked.trial.set_user_attr("reason", mask(str(ended), pairs=False))
             self.study.tell(asked.trial.number, state=TrialState.FAIL)
             raise ended
         if ended.state == "interrupted":
@@ -256,7 +258,7 @@ class StudySweeper(Sweeper):
         trial = asked.trial
         trial.set_user_attr("steps", outcome.steps)
         if outcome.reason:
-            trial.set_user_attr("reason", outcome.reason)
+            trial.set_user_attr("reason", mask(outcome.reason, pairs=False))
         if outcome.state == "complete":
             self.study.tell(trial.number, list(outcome.values))
         else:

@@ -8,6 +8,7 @@ from tuneforge.artifacts.folder import read_json, write_json
 from tuneforge.console import quiet_libraries, unbroken_output
 from tuneforge.errors import EXIT_OK, TuneforgeError
 from tuneforge.handover import unpack
+from tuneforge.masking import masked_output
 from tuneforge.study.processes import as_told, outcome_file
 from tuneforge.study.run import run_all
 from tuneforge.study.slots import Ended
@@ -19,7 +20,7 @@ def main(handover: Path) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet_libraries()
     told = read_json(handover)
-    with unbroken_output():
+    with unbroken_output(), masked_output():
         try:
             ended: Ended = run_all([unpack(run) for run in told["runs"]], told["objectives"])
         except TuneforgeError as error:
