@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+import psutil
+
 from tuneforge.errors import TuneforgeError
 
 SECONDS = 2.0
@@ -46,7 +48,7 @@ def bounded(seconds: float | None = None, memory: int | None = None) -> Iterator
     handler = signal.signal(signal.SIGVTALRM, over)
     before = signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.1)
     try:
-        with _limited(memory):
+        with limited(memory):
             yield
     except MemoryError as error:
         raise OverBoundsError(f"took more than {memory >> 20} MiB of memory") from error
@@ -58,8 +60,8 @@ def bounded(seconds: float | None = None, memory: int | None = None) -> Iterator
 
 
 @contextmanager
-def _limited(memory: int) -> Iterator[None]:
-    """The process may grow by no more than `memory` bytes, where the system says how large it is."""
+def limited(memory: int) -> Iterator[None]:
+    """Within, the process may grow by no more than `memory` bytes, on Linux; more of it raises MemoryError."""
     if sys.platform != "linux":
         yield
         return
@@ -78,6 +80,11 @@ def _limited(memory: int) -> Iterator[None]:
     finally:
         with suppress(ValueError):  # a hard limit that was lowered meanwhile
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def spare_memory() -> int:
+    """Bytes that one file may take when it is read: three quarters of what the machine has left."""
+    return psutil.virtual_memory().available * 3 // 4
 
 
 def matching(pattern: str, names: Iterable[str], path: str, *, anywhere: bool = False) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from tuneforge import bounded
 from tuneforge.adapters import check_patterns
 from tuneforge.bounded import OverBoundsError, matching
-from tuneforge.data import template
+from tuneforge.data import file, template
 from tuneforge.data.rendering import apply_template
 from tuneforge.errors import TuneforgeError
 from tuneforge.plan.shape import ModelShape, Trainable
@@ -148,3 +148,27 @@ def test_an_alarm_of_others_goes_on(processor_seconds):
         re.fullmatch("(a+)+$", "a" * 40 + "b")
     signal.signal(signal.SIGALRM, before)
     assert fired
+
+
+# ---- files
+
+
+def test_no_compressed_file_takes_all_memory(canary, tmp_path, monkeypatch, processor_seconds):
+    """One text of a megabyte, said 4,000 times: 4 GB from a few kilobytes."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    text = arrow.DictionaryArray.from_arrays(arrow.array([0] * 4000, arrow.int32()), arrow.array(["a" * 1_000_000]))
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(arrow.table({"text": text}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(file, "spare_memory", lambda: 256 << 20)
+    with processor_seconds(5), pytest.raises(TuneforgeError) as refused:
+        file.file(path=str(path))
+    assert (refused.value.problems[0].code, refused.value.problems[0].path) == ("file-too-large", "data.path")
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst", "zip"])
+def test_no_other_compressed_file_is_unpacked(canary, tmp_path, suffix):
+    path = tmp_path / f"rows.jsonl.{suffix}"
+    path.write_bytes(b"x")
+    with pytest.raises(TuneforgeError, match="so its format is unknown"):
+        file.file(path=str(path))

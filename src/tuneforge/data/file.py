@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tuneforge.bounded import limited, spare_memory
 from tuneforge.console import say, warn
 from tuneforge.data.encoding import UTF8, decode
 from tuneforge.data.folder_splits import is_split, splits_of
@@ -338,15 +339,23 @@ def _parquet(raw: bytes, name: str) -> list[Row]:
             "needs-pyarrow", f"{name} is Parquet, which needs pyarrow ({error})", "pip install 'tuneforge[data]'"
         ) from error
     try:
-        table = parquet.ParquetFile(arrow.BufferReader(raw)).read()
-        columns: list[str] = table.column_names
+        file = parquet.ParquetFile(arrow.BufferReader(raw))
+        columns: list[str] = file.schema_arrow.names
         if len(set(columns)) < len(columns):
             raise _error(
                 "broken-header",
                 f"{name} has columns of the same name: {twice(columns)}",
                 "give each column its own name",
             )
-        records: list[dict[str, Any]] = table.to_pylist()
+        # Parquet is compressed: a few kilobytes can stand for more than any memory holds.
+        with limited(spare_memory()):
+            records: list[dict[str, Any]] = file.read().to_pylist()
+    except MemoryError as error:
+        raise _error(
+            "file-too-large",
+            f"{name} takes {len(raw):,} bytes on the disk, and more than this machine's memory when it is unpacked",
+            "split it, or write it without the columns that training does not need",
+        ) from error
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise _error(
             "broken-file", f"{name} is not a readable Parquet file: {error}", "write or download it again"
