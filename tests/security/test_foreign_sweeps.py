@@ -89,7 +89,7 @@ def test_the_advice_of_the_error_opens_the_database(sweep, refused, tmp_path, mo
 def test_what_is_no_sweep_is_told(sweep, refused, text):
     root = sweep("")
     (root / "sweep.json").write_text(text, encoding="latin1")
-    assert "not the folder of a sweep" in refused("report", str(root))
+    assert f"{root}/sweep.json" in refused("report", str(root))
 
 
 def test_recorded_overrides_are_shown_and_not_evaluated(canary, sweep, capfd):
