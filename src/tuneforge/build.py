@@ -51,6 +51,7 @@ from tuneforge.models import (
 )
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.rules.loggers import FOLDERS
+from tuneforge.rules.strategies import AUTO
 from tuneforge.schema import Config
 from tuneforge.settle import Costs, batch_warnings, fits_whole, settle
 from tuneforge.strategies import fsdp_tp
@@ -95,7 +96,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         train_rows, eval_rows = _rows(composed, rows, tokenizer, max_length)
     general = tuple(_general(config, tokenizer, max_length))
     num_classes = len(classes.names) if classes else 0
-    chooses = config.strategy.name == "auto" and machine.world_size > 1
+    chooses = tree["strategy"]["_target_"] == AUTO and machine.world_size > 1
     costs = _costs(composed, architecture.to_dict(), num_classes, needed=chooses)
     if chooses and costs is not None:
         holds_all = fits_whole(config, machine, train_rows, max_length, costs, may_checkpoint=method.checkpoints)

@@ -18,13 +18,13 @@ from tuneforge.data import source
 from tuneforge.errors import EXIT_BUG, EXIT_OK, LostError, Problem, TuneforgeError, as_record, print_problems
 from tuneforge.exchange import Exchange
 from tuneforge.handover import fingerprint, pack, pack_place, unpack, unpack_place
+from tuneforge.rules.strategies import one_process
 from tuneforge.train import announce, read_and_choose, train
 from tuneforge.versions import versions
 
 if TYPE_CHECKING:
     from tuneforge.data.source import Source
     from tuneforge.resume import Place
-    from tuneforge.schema import Config
     from tuneforge.world import World
 
 
@@ -63,7 +63,7 @@ def _join(exchange: Exchange, brought: Composed | Exception | None) -> int:
         if isinstance(brought, Exception):
             raise brought
         if brought is not None:
-            _check_world(brought.config, exchange.world)
+            _check_world(brought, exchange.world)
             announce(brought)
     packed = _told(exchange, "config", pack(brought) if brought else None)
     problems: list[Problem] = []
@@ -207,9 +207,9 @@ def _compare(reports: Sequence[dict[str, Any]]) -> None:
             )
 
 
-def _check_world(config: "Config", world: "World") -> None:
+def _check_world(composed: Composed, world: "World") -> None:
     """What the launcher started must be what the config asks for, where it asks."""
-    devices = config.trainer.devices
+    devices = composed.config.trainer.devices
     if devices not in ("auto", world.local_size):
         raise TuneforgeError(
             "launcher-disagrees",
@@ -217,7 +217,7 @@ def _check_world(config: "Config", world: "World") -> None:
             path="trainer.devices",
             fix="drop the key: how many there are is said to torchrun or srun",
         )
-    if config.strategy.name == "single":
+    if one_process(composed.tree):
         raise TuneforgeError(
             "single-is-one-device",
             f"single is one process on one device, and the launcher started {world.size}",

@@ -8,6 +8,7 @@ from tuneforge.compose import Composed
 from tuneforge.console import quiet_libraries, say, warn
 from tuneforge.data import source
 from tuneforge.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, Problem, TuneforgeError
+from tuneforge.rules.strategies import one_process
 
 if TYPE_CHECKING:
     from tuneforge.artifacts.record import Record
@@ -26,7 +27,7 @@ def launch(composed: Composed) -> int:
         if place.finished:
             return EXIT_OK
         processes = num_processes(composed.config.trainer)
-        if processes > 1 and composed.config.strategy.name != "single":
+        if processes > 1 and not one_process(composed.tree):
             from tuneforge.launcher import run_processes
 
             return run_processes(composed, place, processes)

@@ -17,6 +17,12 @@ QUANTISED_STRATEGIES = {
 """Bits of a quantised base -> strategies under which it gives the losses of one process (tests/distributed). The
 scales of 8-bit weights do not survive their being split."""
 
+SINGLE, AUTO = "tuneforge.strategies.single.single", "tuneforge.strategies.auto.auto"
+"""The `_target_`s of the strategy of one process, and of the one that picks another."""
+
+COPYING_TARGETS = frozenset({SINGLE, AUTO, "tuneforge.strategies.ddp.ddp"})
+"""The `_target_`s of `COPYING_STRATEGIES`."""
+
 TENSOR_PARALLEL = "tuneforge.strategies.fsdp_tp.fsdp_tp"
 """The `_target_` of the strategy under which several devices compute a row together."""
 
@@ -44,6 +50,20 @@ ZERO_PRECISIONS = ("32-true", "bf16-mixed")
 
 ELEMENTWISE = ("tuneforge.optim.adamw", "tuneforge.optim.lion")
 """Optimizers that treat each weight by itself, and so the same in a flat part of several matrices."""
+
+
+def one_process(tree: Mapping[str, Any]) -> bool:
+    """Whether the strategy runs one process, whatever it is named."""
+    return bool(tree["strategy"]["_target_"] == SINGLE)
+
+
+def _proven_for(bits: int, strategy: Mapping[str, Any]) -> bool:
+    """Whether what the strategy does, and not its name, gives the losses of one process with a quantised base."""
+    target = strategy["_target_"]
+    if target in COPYING_TARGETS or bits != 4:
+        return target in COPYING_TARGETS
+    in_zero = target == ZERO and strategy["stage"] in (2, 3) and strategy.get("offload", "none") == "none"
+    return target == "tuneforge.strategies.fsdp.fsdp" or in_zero
 
 
 def may_split(tree: Mapping[str, Any]) -> bool:
@@ -74,7 +94,9 @@ def parts_in_host(tree: Mapping[str, Any]) -> bool:
 def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """A quantised base runs only under strategies with a proven equal loss: some repack or split it in silence."""
     bits = method_facts(tree["method"])["quantises"]
-    if not bits or config.strategy.name in QUANTISED_STRATEGIES[bits]:
+    # The name is for messages and may be edited: what counts is the target with its options.
+    named = not bits or config.strategy.name in QUANTISED_STRATEGIES[bits]
+    if not bits or (named and _proven_for(bits, tree["strategy"])):
         return None
     return Problem(
         "quantised-strategy",
@@ -170,7 +192,7 @@ def what_is_proven_on_split_matrices(config: Config, tree: Mapping[str, Any]) ->
 def one_process_is_one_device(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """strategy=single is one process on one device."""
     devices = config.trainer.devices
-    if config.strategy.name != "single" or devices in ("auto", 1):
+    if not one_process(tree) or devices in ("auto", 1):
         return None
     return Problem(
         "single-is-one-device",
