@@ -34,6 +34,7 @@ from tuneforge.git_state import git_commit
 from tuneforge.inert import set_by_user
 from tuneforge.interpolation import leaves
 from tuneforge.machine import is_present
+from tuneforge.masking import masked_texts
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.plan.speed import efficiency, flops_per_token
 from tuneforge.provenance import masked_origin
@@ -174,7 +175,7 @@ class Record:
         step = max((m["step"] for m in read_metrics(self.context.folder.metrics)), default=0)
         for logger in self.loggers:
             if isinstance(logger, RunLogger):
-                logger.log_texts(self._texts(), step)
+                logger.log_texts(masked_texts(self._texts()), step)
                 logger.end(status, self._chosen(), self.after.metrics, step)
 
     def _texts(self) -> dict[str, str]:
