@@ -115,7 +115,10 @@ def test_every_key_of_the_schema_is_read_by_a_run(command, compositions, monkeyp
         for reference in references(origin.expression, composed.tree, path)
     }
     leaves = leaf_paths()
-    handed = {p for p in FOR_TARGETS if any(q.endswith("." + p.partition(".")[2]) for q in passed)} | {"data.path"}
+    handed = {p for p in FOR_TARGETS if any(q.endswith("." + p.partition(".")[2]) for q in passed)} | {
+        "data.path",
+        "data.encoding",
+    }  # of data=file
     hints = {h for h in HINTS if any(i == h or i.startswith(f"{h}.") for i in interpolated)}
     made = {p.rpartition(".")[0] for p in passed}
     mappings = {g for g in ("callbacks", "logger") for n in compose().tree[g].values() if n["_target_"] in made}
