@@ -49,7 +49,7 @@ def _diff(request: Request) -> int:
     overrides = [*(word for word, is_folder in after if not is_folder), *request.overrides]
     if not folders or len(folders) > 2:
         raise TuneforgeError(
-            "too-many-words" if folders else "no-folder",
+            "diff-takes-runs",
             f"--diff compares two runs, or a run and a config, and got {len(folders)} folders",
             fix="name one run and overrides, or two runs",
         )
