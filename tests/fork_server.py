@@ -74,7 +74,7 @@ counts = {"served": 0, "started": 0}
 """Python processes that were forked, and those that were started."""
 Started = subprocess.Popen
 """The standard class: a process that is started."""
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds until a helper that does not answer is an error; under load it may take long to import."""
 
 

@@ -14,6 +14,9 @@ from tuneforge.data.batches import Collate, Rows
 from tuneforge.data.encode import IGNORE, encode
 from tuneforge.data.source import read
 
+# Where nobody looks at samples.
+QUICK = (*SHORT, "samples.num=0")
+
 
 def eval_loss(ran, model, tokenizer) -> float:
     """The run's eval loss, worked out again from its folder with transformers alone, one document at a time."""
@@ -62,7 +65,7 @@ def load_result(ran, quantised: bool = False):
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_a_run_learns_and_its_result_gives_the_same_eval_loss_elsewhere(command, method):
-    ran = command(f"method={method}", *SHORT, "optim.lr=2e-3", "trainer.max_steps=8")
+    ran = command(f"method={method}", *QUICK, "optim.lr=2e-3", "trainer.max_steps=8", "trainer.val_check_interval=8")
     assert ran.code == 0, ran.err + ran.out
     before, after = (ran.record["metrics"][k]["eval/loss"] for k in ("before", "after"))
     assert after < 0.95 * before
@@ -73,8 +76,8 @@ def test_a_run_learns_and_its_result_gives_the_same_eval_loss_elsewhere(command,
         assert sum(map(is_4bit, model.modules())) == 4 * 7
 
 
-def test_the_run_folder_holds_what_the_readme_says(command):
-    ran = command(*SHORT)
+def test_the_run_folder_holds_what_the_readme_says(finished):
+    ran = finished(*SHORT)
     names = {p.name for p in ran.folder.iterdir()}
     assert names == {
         *("adapter", "checkpoints", "config.yaml", "metrics.jsonl", "provenance.json"),
@@ -95,8 +98,8 @@ def test_the_run_folder_holds_what_the_readme_says(command):
     assert [m["step"] for m in ran.metrics if "eval/loss" in m] == [0, 1, 2, 3, 4]
 
 
-def test_the_console_is_quiet_and_ends_with_what_to_do_next(command):
-    ran = command(*SHORT)
+def test_the_console_is_quiet_and_ends_with_what_to_do_next(finished):
+    ran = finished(*SHORT)
     assert ran.err == ""
     lines = ran.out.splitlines()
     assert len(lines) < 32
@@ -107,7 +110,7 @@ def test_the_console_is_quiet_and_ends_with_what_to_do_next(command):
 
 
 def test_a_profile_of_another_machine_warns_in_one_line_and_runs(command):
-    ran = command("method=qlora", "hardware=rtx4090", *SHORT)
+    ran = command("method=qlora", "hardware=rtx4090", *QUICK)
     assert ran.code == 0
     warnings = [line for line in ran.out.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1
@@ -122,20 +125,20 @@ def test_a_profile_that_is_required_stops_before_anything_is_written(refused, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_the_same_seed_gives_the_same_losses_and_another_does_not(command):
-    first, second, other = command(*SHORT), command(*SHORT), command(*SHORT, "seed=18")
+def test_the_same_seed_gives_the_same_losses_and_another_does_not(command, finished):
+    first, second, other = finished(*SHORT), command(*SHORT), command(*QUICK, "seed=18")
     assert first.losses == second.losses
     assert first.losses != other.losses
 
 
 @pytest.mark.parametrize("micro", [("batch.per_device=8", 1), ("batch.per_device=1", 8)])
-def test_accumulation_keeps_the_loss(command, micro):
+def test_accumulation_keeps_the_loss(command, finished, micro):
     """8 rows at once and 8 times 1 row are the same step, whatever rows hold."""
     setting, accumulate = micro
-    options = [*SHORT, "data.packing=false", "task_recipe.dropout=0", setting]
+    options = [*QUICK, "data.packing=false", "task_recipe.dropout=0", setting]
     ran = command(*options)
     assert ran.record["settled"]["accumulate"] == accumulate
-    whole = command(*[o for o in options if "per_device" not in o], "batch.per_device=4")
+    whole = finished(*[o for o in options if "per_device" not in o], "batch.per_device=4")
     assert ran.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
@@ -181,8 +184,8 @@ def test_modules_are_in_train_mode_during_training(command):
         check.on_train_start(None, module)
 
 
-def test_only_adapters_are_in_a_checkpoint(command):
-    ran = command(*SHORT)
+def test_only_adapters_are_in_a_checkpoint(finished):
+    ran = finished(*SHORT)
     (checkpoint, *_) = sorted((ran.folder / "checkpoints").glob("step-*/state.pt"))
     names = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert names
@@ -190,20 +193,20 @@ def test_only_adapters_are_in_a_checkpoint(command):
 
 
 def test_shuffled_answers_are_a_control(command):
-    ran = command(*SHORT, "data.shuffle_answers=true")
+    ran = command(*QUICK, "trainer.max_steps=1", "data.shuffle_answers=true")
     assert ran.code == 0
 
 
 def test_an_adapter_can_be_continued(command):
-    first = command(*SHORT, "optim.lr=2e-3")
-    second = command(*SHORT, f"model.adapter={first.folder / 'adapter'}")
+    first = command(*QUICK, "optim.lr=2e-3")
+    second = command(*QUICK, "trainer.max_steps=1", f"model.adapter={first.folder / 'adapter'}")
     assert second.record["metrics"]["before"]["eval/loss"] == pytest.approx(
         first.record["metrics"]["after"]["eval/loss"], abs=1e-5
     )
 
 
-def test_a_run_folder_is_never_overwritten(command, refused):
-    ran = command(*SHORT)
+def test_a_run_folder_is_never_overwritten(finished, refused, tmp_path):
+    ran = finished(*SHORT).copied(tmp_path / "run")
     before = (ran.folder / "run.json").read_bytes()
     assert "already holds a run" in refused(*SHORT, f"hydra.run.dir={ran.folder}")
     assert (ran.folder / "run.json").read_bytes() == before
