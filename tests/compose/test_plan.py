@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+from stand_in import record_of
 from tuneforge.cli import run
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
@@ -92,12 +93,11 @@ def fake_run(folder, composed, changed=None):
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     (folder / "provenance.json").write_text(json.dumps({p: o.as_dict() for p, o in composed.origins.items()}))
     record = {
+        **record_of(composed),
         "versions": {"torch": "2.13.0"},
-        "data": {"sha256": "a" * 64},
-        "git": None,
-        "metrics": {"after": {"eval/loss": 1.0}},
+        "data": {"sha256": "a" * 64, "digests": {}, "train_documents": 2, "train_rows": 1},
+        "metrics": {"before": {}, "after": {"eval/loss": 1.0}},
         "overrides": list(composed.overrides),
-        "choices": composed.choices,
     }
     (folder / "run.json").write_text(json.dumps(record))
     return folder

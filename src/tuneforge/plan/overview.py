@@ -1,5 +1,6 @@
 """What `tuneforge plan` shows: the choices, the numbers that matter, and whether they fit the hardware profile."""
 
+from collections.abc import Callable
 from typing import Any
 
 from tuneforge.compose import Composed
@@ -27,7 +28,7 @@ def overview(composed: Composed) -> dict[str, Any]:
     return {
         "choices": {
             group: {"option": composed.choices[group], "picked_by": composed.pickers.get(group, "")}
-            for group in sorted(composed.choices, key=list(composed.tree).index)
+            for group in sorted(composed.choices, key=_order(composed))
         },
         "settings": {
             path: {"value": _at(composed.tree, path), "origin": origin_of(composed.origins, path)} for path in SHOWN
@@ -35,6 +36,12 @@ def overview(composed: Composed) -> dict[str, Any]:
         "estimate": _estimate(composed),
         "warnings": [str(w) for w in composed.warnings],
     }
+
+
+def _order(composed: Composed) -> Callable[[str], int]:
+    """Groups in the order of the config; `experiment` and `sweep`, which have no node of their own, come last."""
+    order = list(composed.tree)
+    return lambda group: order.index(group) if group in order else len(order)
 
 
 def overview_text(composed: Composed, shown: dict[str, Any]) -> str:
