@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from helpers import SHORT, shown, signal_at
 from tuneforge.objectives.regularisers import Consolidation, divergence
 
-STEPS = (*SHORT, "optim.lr=5e-3", "trainer.max_steps=6", "task_recipe.dropout=0")
+STEPS = (*SHORT, "samples.num=0", "optim.lr=5e-3", "trainer.max_steps=6", "task_recipe.dropout=0")
 
 
 def distance(ran, method: str = "lora") -> float:

@@ -14,6 +14,8 @@ from tuneforge.errors import TuneforgeError
 from tuneforge.rerun import compose_from
 from tuneforge.resume import identity
 
+QUICK = (*SHORT, "samples.num=0")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -21,7 +23,7 @@ def finished(tmp_path_factory):
     from tuneforge.cli import run
 
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert run([*SHORT, "optim.lr=1e-3", f"hydra.run.dir={folder}", f"output_root={folder.parent}"]) == 0
+    assert run([*QUICK, "optim.lr=1e-3", f"hydra.run.dir={folder}", f"output_root={folder.parent}"]) == 0
     return folder
 
 
@@ -102,7 +104,7 @@ def test_a_run_whose_config_is_not_good_any_more_says_what_is_wrong(finished, tm
 def test_rows_that_are_not_those_of_the_run_are_said(command, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"{i} plus 1?", "completion": str(i + 1)}) + "\n" for i in range(40)))
-    first = command("data=file", f"data.path={rows}", *SHORT, "trainer.max_steps=1")
+    first = command("data=file", f"data.path={rows}", *QUICK, "trainer.max_steps=1")
     rows.write_text(rows.read_text() + json.dumps({"prompt": "more?", "completion": "yes"}) + "\n")
     again = command("--from", str(first.folder))
     assert f"the rows are not those of {first.folder}" in again.out
@@ -139,17 +141,17 @@ def test_running_out_of_memory_ends_with_what_to_change_and_no_traceback(refused
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(CausalLM, "training_step", full)
-    said = refused(*SHORT, f"hydra.run.dir={tmp_path / 'run'}", f"output_root={tmp_path}")
+    said = refused(*QUICK, f"hydra.run.dir={tmp_path / 'run'}", f"output_root={tmp_path}")
     assert "method=qlora" in said
     # What is advised for going on is what `resume` lets change.
     advised = re.findall(r"[\w.]+=\w+", said[said.index("add ") : said.index(", with resume=auto")])
     assert len(advised) == 3
-    assert identity(compose([*SHORT, *advised]).tree) == identity(compose([*SHORT]).tree)
+    assert identity(compose([*QUICK, *advised]).tree) == identity(compose([*QUICK]).tree)
     monkeypatch.setenv("TUNEFORGE_DEBUG", "1")
     from tuneforge.cli import run
 
     where = (f"hydra.run.dir={tmp_path / 'other'}", f"output_root={tmp_path}")
-    assert run([*SHORT, *advised, "resume=auto", *where]) == 2
+    assert run([*QUICK, *advised, "resume=auto", *where]) == 2
     printed = capfd.readouterr()
     assert "OutOfMemoryError: CUDA out of memory" in printed.err
     assert f"{tmp_path / 'run'} has no whole checkpoint, starting it over" in printed.out

@@ -11,18 +11,26 @@ from tuneforge.artifacts import whole
 from tuneforge.artifacts.claim import Claim
 from tuneforge.callbacks.checkpoints import Checkpoints
 
-STEPS = (*SHORT, "trainer.max_steps=8", "batch.per_device=1", "trainer.val_check_interval=2", "optim.lr=2e-3")
+STEPS = (
+    *SHORT,
+    "samples.num=0",
+    "trainer.max_steps=8",
+    "batch.per_device=1",
+    "trainer.val_check_interval=2",
+    "optim.lr=2e-3",
+)
 
 
 @pytest.mark.parametrize("steps", [3, 4])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(command, monkeypatch, steps):
-    uninterrupted = command(*STEPS)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(command, finished, monkeypatch, steps):
+    options = (*STEPS, "samples.num=1")
+    uninterrupted = finished(*options)
     signal_at(monkeypatch, steps)
-    stopped = command(*STEPS)
+    stopped = command(*options)
     assert stopped.code == 143
     assert stopped.record["status"] == "interrupted"
     assert stopped.record["exit"] == 143
-    resumed = command(*STEPS, f"resume={stopped.folder}")
+    resumed = command(*options, f"resume={stopped.folder}")
     assert resumed.code == 0, resumed.err
     assert shown(stopped.metrics) == shown(uninterrupted.metrics)
     assert same_adapter(uninterrupted.folder, stopped.folder)
@@ -101,9 +109,9 @@ def test_a_changed_config_is_refused_with_what_changed(command, monkeypatch, ref
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_step_may_be_spread_otherwise_while_its_rows_are_the_same(command, monkeypatch, before, after):
+def test_a_step_may_be_spread_otherwise_while_its_rows_are_the_same(command, finished, monkeypatch, before, after):
     options = (*STEPS, "task_recipe.dropout=0")
-    uninterrupted = command(*options)
+    uninterrupted = finished(*options)
     assert uninterrupted.record["settled"]["accumulate"] == 2
     signal_at(monkeypatch, 3)
     stopped = command(*options, f"batch.per_device={before}")
