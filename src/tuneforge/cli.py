@@ -155,7 +155,7 @@ def _parser() -> _Parser:
     parser.add_argument("--why", metavar="KEY")
     parser.add_argument("--diff", type=local_path, nargs="+", metavar="RUN")
     parser.add_argument("--rules", action="store_true")
-    parser.add_argument("--kind", default="method")
+    parser.add_argument("--kind")
     parser.add_argument("--out", type=local_path, metavar="FILE")
     return parser
 

@@ -29,7 +29,7 @@ def run(request: Request) -> int:
     if len(rest) != 1:
         what = "a name" if action == "new" else "a folder"
         raise TuneforgeError("too-many-words", f"plugins {action} takes {what}", fix=f"tuneforge plugins {action} X")
-    return _new(rest[0], request.flags.kind) if action == "new" else _check(Path(rest[0]))
+    return _new(rest[0], request.flags.kind or "method") if action == "new" else _check(Path(rest[0]))
 
 
 def _list(as_json: bool) -> int:
