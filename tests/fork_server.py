@@ -200,7 +200,10 @@ def _serve(asked: socket.socket) -> tuple[dict[str, Any], list[int]]:
             os._exit(0)
         body = bytearray()
         while len(body) < int.from_bytes(header):
-            body += asked.recv(1 << 20)
+            part = asked.recv(1 << 20)
+            if not part:  # whoever asked was killed in the middle of it
+                os._exit(0)
+            body += part
         middle = os.fork()
         if middle == 0:
             if os.fork():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -139,3 +140,16 @@ def test_the_command_line_is_forked():
     assert fork_server.counts["served"] == before + 1
     assert done.returncode == 2
     assert "did you mean 'lr'" in done.stderr
+
+
+def test_a_helper_ends_with_the_one_that_asks_it_even_in_the_middle_of_a_request():
+    ours, theirs = socket.socketpair()
+    helper = os.fork()
+    if helper == 0:
+        ours.close()
+        fork_server._serve(theirs)
+        os._exit(1)
+    theirs.close()
+    ours.sendall((1000).to_bytes(8) + b"half of it")
+    ours.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) == 0
