@@ -1,5 +1,8 @@
 """Hydra's own views of a config, for a config that has passed every check: `--cfg hydra|all` and `--info`."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -22,10 +25,23 @@ def with_hydra(composed: Composed, wanted: str) -> dict[str, Any]:
 
 def print_info(composed: Composed, topic: str) -> None:
     """Print what Hydra knows of the composition."""
-    with bounded_interpolations(), front(composed.config_dirs) as loader:
+    with _logging_kept(), bounded_interpolations(), front(composed.config_dirs) as loader:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         hydra.show_info(topic, CONFIG_NAME, _lines(composed, loader), RunMode.RUN)
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Restore the root logger afterwards: Hydra's `show_info` logs everything of every library to this stdout."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in [h for h in root.handlers if h not in handlers]:
+            root.removeHandler(handler)
 
 
 def _lines(composed: Composed, loader: Any) -> list[str]:

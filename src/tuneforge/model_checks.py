@@ -122,7 +122,7 @@ def without_weights(model: Model, config: PretrainedConfig, *, classifies: bool)
         TuneforgeError: the architecture does not have the attention implementation that is asked for.
     """
     kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    wanted = None if model.attn_implementation == "auto" else model.attn_implementation
+    wanted = model.attention_argument
 
     def build(attention: str | None) -> PreTrainedModel:
         # A copy: transformers notes its choice in the config.

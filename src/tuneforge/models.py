@@ -310,7 +310,7 @@ def _load(
     if not console.is_terminal:
         transformers_logging.disable_progress_bar()
     if model.init == "scratch":
-        return kind.from_config(config, dtype=dtype, attn_implementation=model.attn_implementation), []
+        return kind.from_config(config, dtype=dtype, attn_implementation=model.attention_argument), []
     extra = {} if quantization_config is None else {"quantization_config": quantization_config}
     if kind is AutoModelForSequenceClassification:
         # Its config is not the checkpoint's own, and a head for other classes is drawn anew.
@@ -321,7 +321,7 @@ def _load(
             **_code(model),
             use_safetensors=True,
             dtype=dtype,
-            attn_implementation=model.attn_implementation,
+            attn_implementation=model.attention_argument,
             output_loading_info=True,
             **extra,
         )

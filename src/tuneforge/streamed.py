@@ -74,7 +74,7 @@ class Streamed:
         files = Files(model)
         with init_empty_weights(include_buffers=False):
             built: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=model.attn_implementation
+                config, dtype=dtype, attn_implementation=model.attention_argument
             )
         names: dict[int, str] = {}
         made: dict[nn.Parameter, nn.Parameter] = {}

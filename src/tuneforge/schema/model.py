@@ -56,3 +56,8 @@ class Model:
     chat_template: LocalPath = "auto"
     """auto: the tokenizer's own, else `plain`; or `plain`, `chatml`, or the path of a Jinja file; `PACKAGE:FILE` is one
     that lies in a plugin's package."""
+
+    @property
+    def attention_argument(self) -> str | None:
+        """What transformers' `attn_implementation` takes. None: it chooses."""
+        return None if self.attn_implementation == "auto" else self.attn_implementation
