@@ -14,6 +14,8 @@ from tuneforge.errors import TuneforgeError
 
 TEXTS = {
     "fr": "Le café coûte 3 € : déjà vu, l'été, où ça, garçon, Noël",
+    "fr8": "Déjà vu, l'été, où ça, garçon, Noël, naïve",
+    "th": "นี่คือข้อความภาษาไทย",
     "en": "He said \u201cyes\u201d \u2013 it\u2019s fine\u2026",
     "de": "Größe, Straße, über, schön, Äpfel, 5 m²",
     "es": "¿Dónde está el niño? ¡Mañana!",
@@ -35,7 +37,8 @@ PAIRS = [
     *[(text, "iso8859_15") for text in ("fr", "de", "es", "oe")],
     *[("zh", "gbk"), ("zh", "gb18030"), ("hi", "gbk"), ("tw", "big5"), ("ja", "shift_jis"), ("ja", "euc_jp")],
     *[("ko", "euc_kr"), ("ru", "cp1251"), ("ru", "koi8_r"), ("pl", "cp1250"), ("pl", "iso8859_2"), ("el", "cp1253")],
-    *[("tr", "cp1254")],
+    *[("tr", "cp1254"), ("ru", "cp866"), ("fr8", "cp850"), ("fr8", "mac_roman"), ("de", "cp850"), ("th", "cp874")],
+    *[("fr", "utf-32"), ("zh", "utf-32-le"), ("fr", "utf-32-be")],
     *[(text, f"utf-16{end}") for text in ("fr", "zh", "ja") for end in ("", "-le", "-be")],
 ]
 
@@ -129,6 +132,58 @@ def test_text_that_a_wrong_conversion_left_is_said(tmp_path: Path, capsys: Any) 
     file(path=str(write(tmp_path, "r.jsonl", garbled, "utf-8", 0)))
     said = " ".join(capsys.readouterr().out.split())
     assert "warning: data.path (r.jsonl:1): r.jsonl holds 10 characters that a wrong conversion leaves" in said
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_utf8_that_was_read_as_another_encoding_and_written_again_is_said(
+    escaped: bool, tmp_path: Path, capsys: Any
+) -> None:
+    twice = TEXTS["fr"].encode().decode("cp1252", "ignore")
+    for text, said in ((twice, True), (TEXTS["fr"], False), (TEXTS["pl"], False), (TEXTS["zh"], False)):
+        path = tmp_path / "r.jsonl"
+        path.write_text("\n" + json.dumps({"text": text}, ensure_ascii=escaped) + "\n", encoding="utf-8")
+        file(path=str(path))
+        printed = " ".join(capsys.readouterr().out.split())
+        assert ("r.jsonl:2" in printed and "characters that a wrong conversion leaves" in printed) == said
+
+
+def test_japanese_in_iso_2022_is_refused_and_the_advice_works(tmp_path: Path) -> None:
+    path = write(tmp_path, "r.csv", TEXTS["ja"], "iso2022_jp", 3)
+    (advised,) = re.findall(r"^data\.encoding=([\w-]+)", refused(path).fix)
+    assert file(path=str(path), encoding=advised)[0].fields["output"] == TEXTS["ja"]
+
+
+MIXED = [("fr", "cp1252"), ("ru", "cp1251"), ("zh", "gbk"), ("ja", "shift_jis")]
+
+
+@pytest.mark.parametrize(("text", "encoding"), MIXED)
+@pytest.mark.parametrize("given", ["utf-8", ""])
+def test_lines_of_two_encodings_are_refused_with_their_numbers(
+    text: str, encoding: str, given: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "r.jsonl", TEXTS[text], "utf-8", 2)
+    right = path.read_bytes()
+    path.write_bytes(right + write(tmp_path, "s.jsonl", TEXTS[text], encoding, 0).read_bytes())
+    problem = refused(path, encoding=given or encoding)
+    assert "line 1 is UTF-8, and 2 lines are not, the first line 5" in problem.message
+    assert TEXTS[text][:8] in problem.fix
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))  # the advice
+    assert len(file(path=str(path))) == 4
+
+
+def test_two_characters_that_are_utf8_by_chance_are_no_second_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_bytes(f"text\n联通\n{TEXTS['zh']}\n".encode("gbk"))
+    assert "data.encoding=gb18030" in refused(path).fix
+    assert [row.fields["text"] for row in file(path=str(path), encoding="gb18030")] == ["联通", TEXTS["zh"]]
+
+
+def test_files_of_a_folder_may_be_in_utf8_or_in_the_encoding_that_is_given(tmp_path: Path, capsys: Any) -> None:
+    write(tmp_path, "a.jsonl", TEXTS["fr"], "utf-8-sig", 0)
+    write(tmp_path, "b.jsonl", TEXTS["fr"], "cp1252", 0)
+    (advised,) = re.findall(r"^data\.encoding=(\S+)", refused(tmp_path).fix)
+    assert {row.fields["output"] for row in file(path=str(tmp_path), encoding=advised)} == {TEXTS["fr"]}
+    assert "a.jsonl is read as utf-8, which it is, and not as cp1252" in " ".join(capsys.readouterr().out.split())
 
 
 def test_another_file_of_the_run_is_advised_to_be_converted(tmp_path: Path) -> None:

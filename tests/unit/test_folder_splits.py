@@ -51,6 +51,10 @@ SETS = {
     "suffix": ("train_sft.jsonl", "val_sft.jsonl", "test_sft.jsonl"),
     "folders and files": ("train/test_of_faith.jsonl", "val.jsonl", "test/train.jsonl"),
     "numbered": ("train_1.jsonl", "val_1.jsonl", "test_1.jsonl"),
+    "sets": ("trainset.jsonl", "dev_set.jsonl", "testset.jsonl"),
+    "short": ("trn.jsonl", "evals.jsonl", "tst.jsonl"),
+    "humps": ("mySetTrain.jsonl", "mySetVal.jsonl", "mySetTest.jsonl"),
+    "held out": ("a.jsonl", "held-out.jsonl", "tests/b.jsonl"),
     "rest is train": ("rows.jsonl", "val.jsonl", "test.jsonl"),
 }
 
@@ -116,6 +120,19 @@ def test_the_advice_for_files_further_down_names_their_suffix(tmp_path: Path) ->
     problem = refused(fill(tmp_path / "set", "x/rows.ndjson", "y/rows.ndjson").parent / "set")
     (advised,) = re.findall(r"data\.path='(\S+)'", problem.fix)
     assert len(file(path=advised)) == 6
+
+
+@pytest.mark.parametrize("unread", ["more/b.jsonl", "b.jsonl.gz", "b.arrow"])
+def test_files_of_a_folder_that_are_not_read_are_named(unread: str, tmp_path: Path, capsys: Any) -> None:
+    folder = fill(tmp_path, "a.jsonl", "README.md", "more/notes.txt")
+    assert len(file(path=str(folder))) == 3
+    assert capsys.readouterr().out == ""
+    assert len(file(path=str(fill(folder, unread)))) == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"that are not read: {unread}" in said
+    for advised in re.findall(r"data\.path='(\S+)'", said):
+        assert len(file(path=advised)) == 6
+    assert ("data.path='" in said) == (unread == "more/b.jsonl")
 
 
 def tagged(path: Path, *splits: object) -> Path:

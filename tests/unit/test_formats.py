@@ -137,7 +137,7 @@ def test_an_example_keeps_origin_group_and_held_out() -> None:
 
 # Recognition
 
-OTHER_NAMES = "  columns under other names: data.columns.OURS=YOURS, for example data.columns.instruction=question"
+OTHER_NAMES = "  columns under other names: data.columns.OURS=YOURS"
 
 
 def test_columns_that_fit_nothing_are_listed_with_the_near_misses() -> None:
@@ -154,7 +154,7 @@ def test_columns_that_fit_nothing_are_listed_with_the_near_misses() -> None:
         "    chat: messages or conversations, optional system",
         "    prompt_completion: prompt + completion, optional system, history",
         "    text: text",
-        OTHER_NAMES,
+        f"{OTHER_NAMES}, for example data.columns.instruction=instructions data.columns.output=OUTPUT",
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,7 +77,7 @@ TOKENIZER = tokenizer()
 # System texts
 
 
-@pytest.mark.parametrize("column", ["system", "system_prompt", "system_message"])
+@pytest.mark.parametrize("column", ["system", "system_prompt", "system_message", "system_instruction", "sys_prompt"])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -165,7 +166,8 @@ SECOND = {"role": "assistant", "content": "hu"}
 @pytest.mark.parametrize(
     "off",
     [{"train": False}, {"loss": False}, {"trainable": False}, {"weight": 0}, {"weight": 0.0}, {"loss_mask": 0},
-     {"mask": True}, {"mask": 1, "train": False}],
+     {"mask": True}, {"mask": 1, "train": False}, {"train_on": False}, {"no_loss": True}, {"masked": True},
+     {"loss_weight": 0}, {"loss_scale": 0.0}],
 )  # fmt: skip
 @pytest.mark.parametrize("on", [{}, {"train": True}, {"loss": None}, {"weight": 1}, {"mask": False}])
 def test_a_turn_that_is_marked_is_without_loss(off: dict[str, Any], on: dict[str, Any]) -> None:
@@ -176,6 +178,24 @@ def test_a_turn_that_is_marked_is_without_loss(off: dict[str, Any], on: dict[str
     assert (supervised(found), supervised(found, "all")) == (["ho;"], ["<assistant>ho;"])
     found = example({"system": "S", "conversations": [HUMAN, GPT | off, HUMAN, GPT | on]})
     assert found.answers == [4]
+
+
+@pytest.mark.parametrize("key", ["is_trained_on", "include_in_loss", "supervise", "loss_masking"])
+@pytest.mark.parametrize("value", [False, True, 0, 0.5])
+def test_a_key_that_may_be_a_flag_and_is_not_known_is_refused(key: str, value: Any) -> None:
+    problem = refused(example, {"messages": [USER, ANSWER, USER, SECOND | {key: value}]})
+    assert f"turn 4 of 'messages' has {key!r}, which is not known; write 'train': false" in problem.message
+    assert supervised(example({"messages": [USER, ANSWER, USER, SECOND | {"train": False}]})) == ["ho;"]
+
+
+def test_a_weight_of_the_loss_is_followed_at_0_and_1_and_refused_between(tmp_path: Path) -> None:
+    good = [{"instruction": f"hi {i}", "output": "ho", "loss_weight": 1} for i in range(4)]
+    found = source(write(tmp_path / "r.jsonl", *good, {"instruction": "no", "output": "no", "loss_weight": 0.0}))
+    assert len(found.train) + len(found.eval) == 4
+    assert found.unread == {}
+    assert "'loss_weight' is not supported" in refused(example, good[0] | {"loss_weight": 0.5}).message
+    problem = refused(example, {"messages": [USER, ANSWER | {"loss_weight": 0.5}]})
+    assert "turn 2 of 'messages' has 'loss_weight', which is not supported" in problem.message
 
 
 @pytest.mark.parametrize("value", ["false", "no", 0.5, 2, [], {}, -1, float("nan")])
@@ -274,6 +294,10 @@ def test_parts_that_are_no_text_are_refused_by_kind() -> None:
         ({"document": "hi", "summary": "ho"}, "hi"),
         ({"problem": "hi", "solution": "ho"}, "hi"),
         ({"prompt": [USER], "response": [ANSWER]}, "hi"),
+        ({"human": "hi", "gpt": "ho"}, "hi"),
+        ({"inputs": "hi", "targets": "ho"}, "hi"),
+        ({"input": "hi", "target": "ho"}, "hi"),
+        ({"user": 7, "question": "hi", "assistant": "ho"}, "hi"),
     ],
 )
 def test_a_known_layout_is_read_under_its_own_names(fields: dict[str, Any], asked: str) -> None:
@@ -325,6 +349,28 @@ def test_what_is_not_clear_is_asked_and_the_advice_works(fields: dict[str, Any],
     assert [message["content"] for message in found.messages] == [fields[own] for own in choice.values()]
     if "text" in fields:
         assert recognise(rows(fields), "text") == "text"
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"id": "x", "Frage": "hi", "Antwort": "ho"}, "auto"),
+        ({"source": "hi", "target_text": "ho"}, "prompt_completion"),
+        ({"url": "x", "dialog": [USER, ANSWER]}, "auto"),
+        ({"dialog": [USER, ANSWER]}, "chat"),
+        ({"passage": "hi", "n": 3}, "text"),
+    ],
+)
+def test_unknown_columns_are_refused_with_an_assignment_that_works(fields: dict[str, Any], wanted: str) -> None:
+    fix = refused(recognise, rows(fields), wanted).fix
+    advised = dict(re.findall(r"data\.columns\.([a-z]+)=(\S+)", fix.partition("for example ")[2]))
+    assert advised
+    given = rows(fields)
+    check_columns(advised, given)
+    (found,), _ = convert(given, recognise(given, wanted, advised), columns=advised)
+    assert "hi" in repr(found)
+    fix = refused(recognise, rows({"a": [1], "b": 2}), wanted).fix
+    assert "for example" not in fix
 
 
 def test_a_context_is_never_advised_to_be_a_text() -> None:
@@ -383,6 +429,46 @@ def test_turn_keys_that_are_not_read_are_named(tmp_path: Path, capsys: Any) -> N
     source(write(tmp_path / "r.jsonl", *given))
     said = " ".join(capsys.readouterr().out.split())
     assert "turn keys 'mood' (in 1 of 2 rows, first r.jsonl:1), 'name' (in 1 of 2 rows, first r.jsonl:2)" in said
+    assert "metadata turn keys of data.path, not trained on: id" in said
+
+
+@pytest.mark.parametrize("value", [False, True, 0, 3, 0.5, "x", ["x"], {"x": None}])
+def test_a_value_of_any_kind_is_listed_or_named(value: Any, tmp_path: Path, capsys: Any) -> None:
+    given = [{"surplus": value, "messages": [USER, answer | {"beside": value}]} for answer in (ANSWER, SECOND)]
+    found = source(write(tmp_path / "r.jsonl", *given))
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("surplus" in found.metadata) == isinstance(value, int | float)
+    assert ("'surplus' (in 2 of 2 rows" in said) != ("surplus" in found.metadata)
+    assert "'beside' (in 2 of 2 rows" in said
+
+
+def test_numbers_that_may_change_what_is_learnt_are_no_metadata(tmp_path: Path, capsys: Any) -> None:
+    columns = {"label": False, "train_mask": 1, "note": 3}
+    given = [{"prompt": "a", "completion": f"{i}", **columns} for i in range(2)]
+    given.append({"prompt": "a", "completion": "b", "note": "important"})
+    found = source(write(tmp_path / "r.jsonl", *given))
+    assert (found.metadata, found.unread) == ((), {"label": 2, "train_mask": 2, "note": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"instruction": "hi", "output": "ho", "chat_history": [["x", "y"]]}, "history"),
+        ({"instruction": "hi", "output": "ho", "sys_text": "S"}, "system"),
+        ({"instruction": "hi", "output": "ho", "passage": "p"}, "input"),
+        ({"messages": [USER, ANSWER], "the_system": "S"}, "system"),
+        ({"instruction": "hi", "input": "i", "output": "ho", "passage": "p"}, None),
+        ({"instruction": "hi", "output": "ho", "candidates": ["a", "b"]}, None),
+        ({"instruction": "hi", "output": "ho", "text": "hi ho"}, None),
+    ],
+)
+def test_following_the_advice_about_an_unread_column_reads_it(fields: dict[str, Any], wanted: Any, capsys: Any) -> None:
+    read_examples(rows(fields))
+    advised = re.findall(r"data\.columns\.([a-z]+)=([a-z_]+)", capsys.readouterr().out)
+    assert [ours for ours, own in advised if own != "null"] == ([wanted] if wanted else [])
+    found = read_examples(rows(fields), columns={ours: own if own != "null" else None for ours, own in advised[:1]})
+    assert found.leftover.columns == {}
+    assert bool(wanted) != bool(found.leftover.metadata)
 
 
 def test_json_in_a_text_is_text(tmp_path: Path, capsys: Any) -> None:

@@ -4,10 +4,11 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from tuneforge.data.rows import GROUP_COLUMNS, Row
-from tuneforge.data.turns import FLAGS, UNSUPPORTED, is_blank, listed, turn_keys
+from tuneforge.data.turns import FLAGS, UNSUPPORTED, WEIGHTS, is_about_loss, is_blank, listed, turn_keys
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 
 Columns = Mapping[str, str | None]
@@ -18,15 +19,17 @@ NAMES = (
     "label", "labels",
 )  # fmt: skip
 """What formats read, and so what `data.columns` can assign."""
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "sys_prompt")
 """Columns with a system text."""
 
 ASKS = (
-    "instruction", "question", "query", "prompt", "problem", "input", "document", "article", "dialogue",
+    "instruction", "question", "query", "prompt", "problem", "input", "inputs", "document", "article", "dialogue",
+    "human",
 )  # fmt: skip
 """Columns that hold what is asked, in sets that are laid out like Alpaca's under other names."""
 GIVES = (
-    "output", "response", "answer", "completion", "solution", "summary", "highlights", "target", "reply",
+    "output", "response", "answer", "completion", "solution", "summary", "highlights", "target", "targets", "reply",
+    "assistant", "gpt",
 )  # fmt: skip
 """Columns that hold what is answered."""
 TURNS = ("messages", "conversations", "prompt", "completion", "history")
@@ -125,6 +128,26 @@ def layout(columns: Iterable[str], taken: Callable[[Iterable[str]], Sequence[str
     return _other({"instruction": asks[0], "output": gives[0], **context})
 
 
+def example(rows: Sequence[Row], wanted: Sequence[str]) -> str:
+    """Assignments of the rows' own columns to `wanted`, by their order, or of one that holds turns to `messages`."""
+    columns = dict.fromkeys(name for row in rows for name in row.fields)
+    held = {name: next(filter(None, (row.fields.get(name) for row in rows)), None) for name in columns}
+    turns = [name for name, value in held.items() if _are_turns(value)]
+    texts = [name for name, value in held.items() if isinstance(value, str)]
+    texts.sort(key=_is_named_metadata)  # last
+    if turns and "messages" in wanted:
+        return assign(turns[0], "messages")
+    pair = [name for name in wanted if name not in TURNS or name in ("prompt", "completion")][:2]
+    if len(texts) < len(pair) or not pair:
+        return ""
+    return " ".join(assign(own, ours) for own, ours in zip(texts, pair, strict=False))
+
+
+def _are_turns(value: object) -> bool:
+    value = listed(value)
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
+
+
 def _other(found: Mapping[str, str]) -> dict[str, str]:
     return {ours: own for ours, own in found.items() if ours != own}
 
@@ -166,15 +189,17 @@ class Leftover:
     """Other columns with values in them."""
     keys: Mapping[str, Count] = field(default_factory=dict)
     """Keys of turns."""
+    turn_metadata: tuple[str, ...] = ()
+    """Keys about a turn, such as id or timestamp."""
+    assignment: str = ""
+    """An override with which one of `columns` is read, where there is a plain choice."""
 
     def problems(self, form: str, total: int, path: str) -> list[Problem]:
         """A warning for the columns and one for the keys of turns, where there are any."""
         found = []
         if self.columns:
-            first = next(iter(self.columns))
-            free = [name for name in ("input", "system") if name not in self.columns and form == "alpaca"]
-            read = f"to read one, say what it is, for example {assign(first, free[0])}; " if free else ""
-            fix = f"{read}to count it as metadata: {drop(first)}"
+            read = f"to read one, say what it is, for example {self.assignment}; " if self.assignment else ""
+            fix = f"{read}to count it as metadata: {drop(next(iter(self.columns)))}"
             message = f"format {form!r} does not read {_listed(self.columns, 'column', total)}"
             found.append(Problem("unread-columns", message, path, fix=fix))
         if self.keys:
@@ -200,23 +225,31 @@ def leftover(rows: Sequence[Row], reads: frozenset[str], columns: Columns) -> Le
     """
     read = {columns.get(name, name) for name in reads} - {None}
     spoken = {columns.get(name, name) for name in TURNS}
-    declared = [ours for ours, own in columns.items() if own is None]
-    metadata: dict[str, None] = dict.fromkeys(declared)
+    declared = {ours for ours, own in columns.items() if own is None}
+    metadata: dict[str, None] = dict.fromkeys(ours for ours, own in columns.items() if own is None)
+    about_turns: dict[str, None] = {}
     unread: dict[str, tuple[int, str]] = {}
+    values: dict[str, object] = {}
     keys: dict[str, tuple[int, str]] = {}
     for row in rows:
         for name, value in row.fields.items():
             if name in read:
-                _count(_unread_keys(value) if name in spoken else [], row.origin, keys)
-            elif name not in metadata and not is_blank(value) and name not in FLAGS:
-                if _is_metadata(name, value):
+                unread_keys, about = _keys_beside(value) if name in spoken else ([], [])
+                _count(unread_keys, row.origin, keys)
+                about_turns |= dict.fromkeys(about)
+            elif name not in declared and not _is_empty(name, value) and not _is_flag(name, value):
+                if _is_named_metadata(name) or (isinstance(value, int | float) and not _is_learnt(name, value)):
                     metadata[name] = None
                 else:
                     _count([name], row.origin, unread)
+                    values.setdefault(name, value)
+    free = reads - {ours for ours, own in columns.items() if own is not None} - {n for r in rows for n in r.fields}
     return Leftover(
         tuple(name for name in metadata if name not in unread),
         {name: Count(*count) for name, count in unread.items()},
         {name: Count(*count) for name, count in keys.items()},
+        tuple(name for name in about_turns if name not in keys),
+        _assignment(values, free),
     )
 
 
@@ -226,20 +259,54 @@ def _count(names: Iterable[str], origin: str, into: dict[str, tuple[int, str]]) 
         into[name] = (rows + 1, first)
 
 
-def _is_metadata(name: str, value: object) -> bool:
-    if name in UNSUPPORTED:
-        return False
-    known = name.strip().lower() in _METADATA or _METADATA_FORM.fullmatch(name.strip()) is not None
-    return known or isinstance(value, int | float)
+def _assignment(unread: Mapping[str, object], free: frozenset[str]) -> str:
+    """The override that reads the first unread column of which it is plain what it could be."""
+    for name, value in unread.items():
+        turns = listed(value)
+        if (
+            isinstance(turns, list | tuple)
+            and turns
+            and all(isinstance(turn, list | tuple | Mapping) for turn in turns)
+        ):
+            ours = "history" if "history" in name.lower() else ""
+        elif not isinstance(value, str) or name in (*NAMES, *GIVES):
+            ours = ""
+        else:
+            ours = "system" if "sys" in name.lower() else "input"
+        if ours in free:
+            return assign(name, ours)
+    return ""
 
 
-def _unread_keys(value: object) -> list[str]:
-    """The keys of turns in a column that hold something, and that are neither read nor plainly about the turn."""
+def _is_empty(name: str, value: object) -> bool:
+    return is_blank(value) and (value is not False or name in UNSUPPORTED)
+
+
+def _is_flag(name: str, value: object) -> bool:
+    return name in FLAGS or (name in WEIGHTS and isinstance(value, int | float) and value in (0, 1))
+
+
+@cache
+def _is_named_metadata(name: str) -> bool:
+    """Whether a column or turn key is known to be about the row or the turn."""
+    plain = name.strip()
+    return name not in UNSUPPORTED and (plain.lower() in _METADATA or _METADATA_FORM.fullmatch(plain) is not None)
+
+
+def _is_learnt(name: str, value: object) -> bool:
+    """Whether a number, or true or false, may be meant to change what is learnt."""
+    return name in UNSUPPORTED or name in NAMES or is_about_loss(name, value)
+
+
+def _keys_beside(value: object) -> tuple[list[str], list[str]]:
+    """Keys of turns in a column that hold something and are not read: the others, and those about the turn."""
     value = listed(value)
     turns = [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list | tuple) else []
-    found: dict[str, None] = {}
+    unread: dict[str, None] = {}
+    about: dict[str, None] = {}
     for turn in turns:
-        read = {*turn_keys(turn), *FLAGS}
-        held = [key for key, one in turn.items() if key not in read and not is_blank(one)]
-        found |= dict.fromkeys(key for key in held if key == "name" or not _is_metadata(key, turn[key]))
-    return list(found)
+        read = turn_keys(turn)
+        for key, one in turn.items():
+            if key not in read and not _is_flag(key, one) and not _is_empty(key, one):
+                (about if key != "name" and _is_named_metadata(key) else unread)[key] = None
+    return list(unread), list(about)

@@ -3,6 +3,7 @@
 import codecs
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from tuneforge.console import say, warn
@@ -11,7 +12,8 @@ from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 UTF8 = "utf-8"
 COMMON = (
     "cp1252", "iso8859_15", "cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256",
-    "gb18030", "big5", "cp932", "euc_jp", "cp949", "utf_16", "utf_16_le", "utf_16_be",
+    "mac_roman", "cp850", "cp866", "cp874", "gb18030", "big5", "cp932", "euc_jp", "cp949", "utf_16",
+    "utf_16_le", "utf_16_be",
 )  # fmt: skip
 """Encodings that are looked for, under Python's names."""
 
@@ -23,7 +25,16 @@ _SAMPLE = 1 << 16
 """Bytes that an encoding is looked for in."""
 _SHOWN = 30
 """Characters around the first letter beyond ASCII that a message shows."""
-_LATIN = ("cp1252", "iso8859_15", "cp1250", "iso8859_2", "cp1254")
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_ISO2022 = re.compile(rb"\x1b\$[@B(]")
+"""Switches to two-byte characters; the text between is ASCII, and so valid UTF-8."""
+_RUN = re.compile(r"[\u0080-\u024f\u02c6\u02dc\u2013-\u203a\u20ac\u2122]+")
+"""What UTF-8 beyond ASCII looks like in Windows-1252."""
+_ESCAPED = re.compile(r"\\u00(?:[89][0-9a-f]|c[23]\\u00[89ab][0-9a-f])", re.IGNORECASE)
+"""The same in JSON's escapes."""
+_BY_CHANCE = 4
+"""Characters beyond ASCII of a line from which on it is no chance that it is UTF-8."""
+_LATIN = ("cp1252", "iso8859_15", "cp1250", "iso8859_2", "cp1254", "mac_roman", "cp850")
 """Encodings of languages in Latin letters, the most common first."""
 _ISOLATED = 1.6
 """Mean length of the runs of bytes beyond ASCII below which a text is in Latin letters, which have few accents."""
@@ -34,6 +45,11 @@ _MISPLACED = re.compile(
     r"|[\u00b1\u00b3\u00b6\u00b9\u00bc-\u00be\u02dd\u02db\u02c7\u02d8\u02d9](?=[^\W\d_])"
 )
 """Signs beside a letter, which no one writes there, and the currency sign, which no one writes at all."""
+_INSIDE = re.compile(
+    r"(?<=[^\W\d_])[\u00a1-\u00a9\u00ab-\u00b0\u00b4\u00b6-\u00b8\u00bb\u00d7\u00f7\u0192\u02c6"
+    r"\u201a\u201e\u2020-\u2022\u2026\u2030\u2039\u203a](?=[^\W\d_])"
+)
+"""Signs between two letters: what accented letters of DOS and of old Macs read as in Windows-1252."""
 _TURKISH = re.compile(r"[\u00f0\u00fe\u00fd\u00de\u00dd\u00d0]")
 """What Turkish letters read as in Windows-1252. Icelandic has them too, beside vowels that Turkish does not have."""
 _ICELANDIC = re.compile(r"[\u00e1\u00e9\u00ed\u00f3\u00fa\u00e6]")
@@ -41,13 +57,14 @@ _FEW = 8
 """Distinct letters up to which the statistics of Chinese, Japanese and Korean say little, and Chinese is likeliest."""
 
 
-def decode(raw: bytes, name: str, encoding: str = UTF8) -> str:
+def decode(raw: bytes, name: str, encoding: str = UTF8, several: bool = False) -> str:
     """The text of a file.
 
     Args:
         raw: its bytes.
         name: how messages call it.
         encoding: `data.encoding`.
+        several: it is one of several files, of which some may be UTF-8 all the same.
 
     Raises:
         TuneforgeError: the bytes are not in this encoding, or read as text that no one wrote.
@@ -57,7 +74,12 @@ def decode(raw: bytes, name: str, encoding: str = UTF8) -> str:
     if wanted == UTF8:
         return _utf8(raw, name)
     if utf8 is not None and utf8 != _strict(raw, wanted):
+        if several:
+            say(f"{name} is read as {UTF8}, which it is, and not as {encoding}")
+            return utf8
         raise _error("wrong-encoding", f"{name} is UTF-8, and not {encoding}", "data.encoding=utf-8", "data.encoding")
+    if utf8 is None:
+        _refuse_mixture(raw, name)
     try:
         text = raw.decode(wanted)
     except UnicodeDecodeError as error:
@@ -90,22 +112,74 @@ def _utf8(raw: bytes, name: str) -> str:
     try:
         text = raw.decode(UTF8)
     except UnicodeDecodeError as error:
+        _refuse_mixture(raw, name)
         where = f"{_place(raw, error.start)} (0x{raw[error.start]:02x})"
         raise _error("not-utf8", f"{name} is not UTF-8: {where}", _advice(raw, name)) from None
     nul = raw.find(b"\0")
     if nul >= 0:
         # Text in UTF-16 without a mark is valid UTF-8 with a NUL beside every ASCII letter.
-        wide = raw.count(b"\0") * 3 > len(raw)
-        utf16 = _named("utf_16_be" if nul == 0 else "utf_16_le", raw, name)
-        fix = utf16 if wide else "remove it: the file is damaged or binary"
+        wide = _wide(raw)
+        fix = _named(wide, raw, name) if wide else "remove it: the file is damaged or binary"
         raise _error("not-utf8", f"{name} holds a NUL byte: {_place(raw, nul)}", fix)
-    lost = _LOST.findall(text)
+    if _ISO2022.search(raw):
+        raise _error("not-utf8", f"{name} is in ISO-2022, and not UTF-8", _named("iso2022_jp", raw, name))
+    lost = _LOST.findall(text) or _twice_encoded(text) or _ESCAPED.findall(text)
     if lost:
         line = text.count("\n", 0, text.index(lost[0])) + 1
         message = f"{name} holds {len(lost)} characters that a wrong conversion leaves, such as {lost[0]!a}"
         fix = "convert the original file again, from the encoding that it is in"
         warn(Problem("garbled-text", message, "data.path", f"{name}:{line}", fix))
     return text.removeprefix("\ufeff")
+
+
+def _twice_encoded(text: str) -> list[str]:
+    """Sequences that were UTF-8, read as Windows-1252 and written as UTF-8 again: `Ã©` for an accented letter."""
+    at = next((i for i, character in enumerate(text) if not character.isascii()), len(text))
+    return [found for found in _RUN.findall(text, at, at + _SAMPLE) if _was_utf8(found)]
+
+
+def _was_utf8(run: str) -> bool:
+    for encoding in ("cp1252", "latin-1"):
+        try:
+            return len(run.encode(encoding).decode(UTF8)) < len(run)
+        except UnicodeError:
+            continue
+    return False
+
+
+def _refuse_mixture(raw: bytes, name: str) -> None:
+    """Refuse a file of which some lines are UTF-8 and others are not: no one encoding reads it right."""
+    if raw.startswith(_MARKS) or b"\0" in raw[:_SAMPLE]:
+        return
+    lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), 1) if not line.isascii()]
+    good = [(number, text) for number, line in lines if (text := _strict(line, UTF8)) is not None]
+    numbers = {number for number, _ in good}
+    bad = [(number, line) for number, line in lines if number not in numbers]
+    other = b"\n".join(line for _, line in bad)
+    # Two or three Chinese characters of a line can be UTF-8 by chance, accented letters cannot.
+    few = 1 if _mean_run(other) < _ISOLATED else _BY_CHANCE
+    sure = next((number for number, text in good if len(text) - len(re.sub(r"[^\x00-\x7f]", "", text)) >= few), None)
+    if sure is None or not bad:
+        return
+    encoding, text = next(guesses(other), ("", ""))
+    reads = f"; as {encoding} line {bad[0][0]} reads {_excerpt(text)!r}" if encoding else ""
+    message = f"{name} mixes encodings: line {sure} is UTF-8, and {len(bad)} lines are not, the first line {bad[0][0]}"
+    raise _error("mixed-encodings", message, f"convert these lines to UTF-8, or remove them{reads}")
+
+
+def _wide(raw: bytes) -> str:
+    """The encoding of text of two or four bytes a character; "" where it is not."""
+    if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf_32"
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf_16"
+    share = raw[:_SAMPLE].count(b"\0") / len(raw[:_SAMPLE])
+    if share * 3 <= 1:
+        return ""
+    first = raw.find(b"\0") == 0
+    if share > 0.6:  # three of four bytes of ASCII, half of them in UTF-16
+        return "utf_32_be" if first else "utf_32_le"
+    return "utf_16_be" if first else "utf_16_le"
 
 
 def _place(raw: bytes, offset: int) -> str:
@@ -137,7 +211,8 @@ def _named(encoding: str, raw: bytes, name: str) -> str:
     shown = _excerpt(_sample(raw, encoding))
     reads = f" (it reads {shown!r})" if shown else ""
     iconv = {"iso8859_15": "ISO-8859-15", "iso8859_2": "ISO-8859-2", "euc_jp": "EUC-JP", "koi8_r": "KOI8-R"}
-    label = iconv.get(encoding, encoding.upper().replace("UTF_16", "UTF-16").replace("_", ""))
+    iconv |= {"mac_roman": "MACINTOSH", "iso2022_jp": "ISO-2022-JP"}
+    label = iconv.get(encoding, encoding.upper().replace("UTF_", "UTF-").replace("_", ""))
     convert = f"iconv -f {label} -t UTF-8 {name} > utf8-{Path(name).name}"
     return f"data.encoding={_typed(encoding)}{reads}; or convert it, for example: {convert}"
 
@@ -153,7 +228,7 @@ def _sample(raw: bytes, encoding: str) -> str:
 
 
 def _piece(raw: bytes) -> bytes:
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or raw[:_SAMPLE].count(b"\0") * 8 > len(raw[:_SAMPLE]):
+    if raw.startswith(_MARKS) or raw[:_SAMPLE].count(b"\0") * 8 > len(raw[:_SAMPLE]):
         return raw[:_SAMPLE]
     lines = [line for line in raw.splitlines(keepends=True) if not line.isascii()]
     kept: list[bytes] = []
@@ -174,8 +249,9 @@ def guesses(raw: bytes) -> Iterator[tuple[str, str]]:
     piece = _piece(raw)
     if not piece:
         return
-    if piece.startswith((b"\xff\xfe", b"\xfe\xff")):
-        yield "utf_16", piece.decode("utf_16", "ignore")
+    wide = _wide(piece)
+    if wide == "utf_16" or wide.startswith("utf_32"):
+        yield wide, piece.decode(wide, "ignore").removeprefix("\ufeff")
         return
     matches = from_bytes(piece, cp_isolation=[*COMMON], cp_exclusion=[], enable_fallback=False)
     names = [match.encoding for match in matches]
@@ -219,7 +295,8 @@ def _has_kana(text: str) -> bool:
 def misplaced(text: str) -> int:
     """How many characters of a text in Latin letters no one would have written there."""
     turkish = 0 if _ICELANDIC.search(text) else len(_TURKISH.findall(text))
-    return len(_MISPLACED.findall(text)) + turkish
+    capitals = sum(b > "\x7f" and a.islower() and b.isupper() for a, b in pairwise(text))
+    return len(_MISPLACED.findall(text)) + len(_INSIDE.findall(text)) + turkish + capitals
 
 
 def _plausible(text: str, likely: list[str]) -> bool:

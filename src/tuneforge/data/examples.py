@@ -9,7 +9,7 @@ from tuneforge.data.rows import kind_of
 from tuneforge.data.turns import (
     FLAGS,
     TOOL_KEYS,
-    UNSUPPORTED,
+    WEIGHTS,
     Message,
     RowError,
     checked,
@@ -17,6 +17,7 @@ from tuneforge.data.turns import (
     history_of,
     is_blank,
     listed,
+    lost,
     turns_of,
     with_system,
 )
@@ -144,14 +145,15 @@ def converter(format: str) -> Callable[[Mapping[str, Any]], Example]:
     """The function of a format, after what all formats refuse."""
 
     def to_example(fields: Mapping[str, Any]) -> Example:
-        lost = [] if format in ("text", "classification") else [c for c in UNSUPPORTED if not is_blank(fields.get(c))]
-        if lost and lost[0] == "tools":
+        losing = [] if format in ("text", "classification") else lost(fields)
+        if losing and losing[0] == "tools":
             raise RowError("'tools' is not supported: the tools would be missing from the prompt", "tools")
-        if lost:
-            where = "the prompt" if lost[0] in TOOL_KEYS else "what is learnt"
-            raise RowError(f"{lost[0]!r} is not supported: it would be missing from {where}", lost[0])
+        if losing:
+            where = "the prompt" if losing[0] in TOOL_KEYS else "what is learnt"
+            raise RowError(f"{losing[0]!r} is not supported: it would be missing from {where}", losing[0])
         if flag(fields) is False:
-            said = next(f"{name!r} is {fields[name]!r}" for name in FLAGS if fields.get(name) is not None)
+            flags = (*FLAGS, *WEIGHTS)
+            said = next(f"{name!r} is {fields[name]!r}" for name in flags if fields.get(name) is not None)
             raise WithoutLossError(said)
         return FORMATS[format].convert(fields)
 

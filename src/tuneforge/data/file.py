@@ -13,14 +13,13 @@ from typing import Any
 from tuneforge.bounded import limited, spare_memory
 from tuneforge.console import say, warn
 from tuneforge.data.encoding import UTF8, decode
-from tuneforge.data.folder_splits import is_split, splits_of
+from tuneforge.data.folder_splits import PACKED, is_split, splits_of, warn_unread
 from tuneforge.data.rows import GROUP_COLUMNS, Row, first_few, kind_of, parse_json, twice
 from tuneforge.errors import Problem, TuneforgeError, near
 
 _SHOWN = 3
 """Broken lines that a message spells out; the rest are counted."""
 _NO_ROWS = "write at least one row, or name another file"
-_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _FIELD_LIMIT = 2**31 - 1
 """Characters in one CSV field. Python stops at 131072, less than a long document; more would overflow a C long."""
 
@@ -35,8 +34,13 @@ def file(*, path: str, encoding: str = UTF8) -> list[Row]:
         ) from error
     base = Path(os.path.commonpath([one.parent for one in found]))
     splits = splits_of(found, base) if len(found) > 1 else None
+    several = len(found) > 1
+
+    def rows_of(one: Path) -> list[Row]:
+        return _rows(one, one.relative_to(base).as_posix(), encoding, several)
+
     if splits is None:
-        return [row for one in found for row in _rows(one, one.relative_to(base).as_posix(), encoding)]
+        return [row for one in found for row in rows_of(one)]
     say(f"splits of {base}: {splits.describe(base)}")
     if splits.test:
         fix = f"to evaluate on it: data.split.eval_path={splits.test[0]}"
@@ -46,15 +50,15 @@ def file(*, path: str, encoding: str = UTF8) -> list[Row]:
     for one in found:
         if one not in splits.test:
             held = one in splits.validation if splits.validation else None
-            rows += [replace(row, held_out=held) for row in _rows(one, one.relative_to(base).as_posix(), encoding)]
+            rows += [replace(row, held_out=held) for row in rows_of(one)]
     return rows
 
 
-def _rows(path: Path, name: str, encoding: str) -> list[Row]:
+def _rows(path: Path, name: str, encoding: str, several: bool) -> list[Row]:
     raw = _bytes(path, name)
     if path.suffix.lower() == ".parquet":
         return _parquet(raw, name)
-    return _TEXT_READERS[path.suffix.lower()](_text(raw, name, encoding), name)
+    return _TEXT_READERS[path.suffix.lower()](_text(raw, name, encoding, several), name)
 
 
 def _error(code: str, message: str, fix: str) -> TuneforgeError:
@@ -89,6 +93,7 @@ def _in_folder(folder: Path) -> list[Path]:
     below = [one for part in visible if part.is_dir() and is_split(part) for one in part.rglob("*")]
     found += [one for one in below if one.suffix.lower() in _READERS and one.is_file() and not _is_hidden(one, folder)]
     if found:
+        warn_unread(folder, visible, found, _READERS)
         return sorted(found)
     here = ", ".join(sorted(one.name for one in visible)[:8]) or "nothing"
     deeper = f"; for files further down: data.path='{folder}/**/*{_deeper(folder)}'" if _deeper(folder) else ""
@@ -125,7 +130,7 @@ def _known(path: Path) -> Path:
     if extension in _READERS:
         return path
     what = f"ends in '{extension}'" if extension else "has no extension"
-    fix = "unpack it first; " if extension in _PACKED else ""
+    fix = "unpack it first; " if extension in PACKED else ""
     raise _error("unknown-file-type", f"{path} {what}, so its format is unknown", f"{fix}{_known_list()}")
 
 
@@ -165,8 +170,8 @@ def _bytes(path: Path, name: str) -> bytes:
     return raw
 
 
-def _text(raw: bytes, name: str, encoding: str) -> str:
-    text = decode(raw, name, encoding)
+def _text(raw: bytes, name: str, encoding: str, several: bool) -> str:
+    text = decode(raw, name, encoding, several)
     if not text.strip():
         raise _error("no-rows", f"{name} is empty: it holds blank lines only", _NO_ROWS)
     return text

@@ -6,24 +6,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tuneforge.console import say
+from tuneforge.console import say, warn
 from tuneforge.data.rows import Row
-from tuneforge.errors import TuneforgeError
+from tuneforge.errors import Problem, TuneforgeError
 
 TAG = "split"
 """A column that names the split of its row."""
 TRAIN, VALIDATION, TEST, NONE = "train", "validation", "test", ""
 
 _WORDS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), VALIDATION),
-    **dict.fromkeys(("test", "testing"), TEST),
+    **dict.fromkeys(("train", "training", "trn"), TRAIN),
+    **dict.fromkeys(
+        (
+            "validation",
+            "validate",
+            "valid",
+            "val",
+            "dev",
+            "eval",
+            "evals",
+            "evaluation",
+            "holdout",
+            "heldout",
+            "held_out",
+            "held-out",
+        ),
+        VALIDATION,
+    ),
+    **dict.fromkeys(("test", "tests", "testing", "tst"), TEST),
 }
 _WORD = "|".join(_WORDS)
-_WHOLE = re.compile(rf"(?:.*[-_. ])?({_WORD})(?:[-_. ]?\d[-_. \w]*)?", re.IGNORECASE)
-"""train, train-00000-of-00002, squad_dev, set.test.1"""
+_WHOLE = re.compile(rf"(?:.*[-_. ])?({_WORD})(?:[-_. ]?(?:set|split))?(?:[-_. ]?\d[-_. \w]*)?", re.IGNORECASE)
+"""train, train-00000-of-00002, squad_dev, set.test.1, testset"""
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+"""Between the words of `myTrain`."""
 _START = re.compile(rf"({_WORD})[-_. ].+", re.IGNORECASE)
 """test_sft, train_data: a split where another file is named as train split, and any name otherwise."""
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_OTHER_DATA = (*PACKED, ".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".pkl", ".tar")
+"""Ends of files that hold data and that no reader is for."""
 _SHOWN = 4
 
 
@@ -87,12 +108,37 @@ def by_column(rows: Sequence[Row], origin: str) -> list[Row]:
 
 def is_split(folder: Path) -> bool:
     """Whether a folder is named as a split."""
-    return _WHOLE.fullmatch(folder.name) is not None
+    return _WHOLE.fullmatch(_HUMP.sub("_", folder.name)) is not None
+
+
+def warn_unread(folder: Path, visible: Sequence[Path], found: Sequence[Path], readers: Sequence[str]) -> None:
+    """Name the files of a folder that look like data and are not read; its other files, such as a README, are not.
+
+    Args:
+        folder: `data.path`.
+        visible: what it holds.
+        found: the files that are read.
+        readers: their suffixes.
+    """
+    packed = [one for one in visible if one.suffix.lower() in _OTHER_DATA and one.is_file()]
+    packed = [one for one in packed if one.suffix.lower() not in PACKED or Path(one.stem).suffix.lower() in readers]
+    parts = [one for one in visible if one.is_dir() and not is_split(one)]
+    deeper = [one for part in parts for one in part.glob("*") if one.suffix.lower() in readers and one.is_file()]
+    unread = sorted(one for one in (*packed, *deeper) if one not in found)
+    if unread:
+        fix = (
+            f"for files further down: data.path='{folder}/**/*{deeper[0].suffix}'"
+            if deeper
+            else "unpack or convert them"
+        )
+        message = f"files of the folder {folder} that are not read: {_few(unread, folder)}"
+        warn(Problem("unread-files", message, "data.path", fix=f"{fix}; or name the files to use"))
 
 
 def _kind(path: Path, weak: bool) -> str:
     for name in (*path.parts[:-1], path.name.partition(".")[0], path.stem):
-        found = _WHOLE.fullmatch(name) or (_START.fullmatch(name) if weak else None)
+        words = _HUMP.sub("_", name)
+        found = _WHOLE.fullmatch(words) or (_START.fullmatch(words) if weak else None)
         if found:
             return _WORDS[found[1].lower()]
     return NONE

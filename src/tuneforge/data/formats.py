@@ -6,7 +6,7 @@ from difflib import SequenceMatcher
 from typing import Any, Literal
 
 from tuneforge.data import examples as known
-from tuneforge.data.columns import Columns, Leftover, assign, drop, layout, leftover, rename
+from tuneforge.data.columns import Columns, Leftover, assign, drop, example, layout, leftover, rename
 from tuneforge.data.examples import Example, WithoutLossError, alike, are_turns, converter
 from tuneforge.data.rows import Row, first_few
 from tuneforge.data.turns import Message, RowError
@@ -78,7 +78,7 @@ def recognise(rows: Sequence[Row], wanted: str = "auto", columns: Columns | None
     considered = _considered(wanted)
     fitting = [name for name in considered if known.FORMATS[name].fits(found)]
     if not fitting:
-        raise _no_format(found, considered, rows[0].origin)
+        raise _no_format(renamed, considered)
     # Sets often carry the rendered text beside its parts (tatsu-lab/alpaca does); the parts say more.
     fitting = [name for name in fitting if name != "text"] or fitting
     if len(fitting) > 1:
@@ -102,20 +102,22 @@ def _check_optional(columns: Mapping[str, Any], form: str) -> None:
             raise TuneforgeError("misspelt-column", message, path="data.format", fix=fix)
 
 
-def _no_format(columns: Mapping[str, Any], considered: Sequence[str], origin: str) -> TuneforgeError:
-    needed = {name for form in considered for names in known.FORMATS[form].columns for name in names}
+def _no_format(rows: Sequence[Row], considered: Sequence[str]) -> TuneforgeError:
+    columns = dict.fromkeys(name for row in rows for name in row.fields)
+    needed = dict.fromkeys(name for form in considered for names in known.FORMATS[form].columns for name in names)
     misses = []
     for column in columns.keys() - needed:
-        close = near(column.strip().lower(), sorted(needed - columns.keys()), limit=1)
+        close = near(column.strip().lower(), sorted(needed.keys() - columns.keys()), limit=1)
         # `context` is near to `text` for a search of names, and is another thing.
         alike = [name for name in close if SequenceMatcher(None, column.strip().lower(), name).ratio() >= _ALIKE]
         misses += [f"column {column!r} is close to {name!r}: rename it, or {assign(column, name)}" for name in alike]
     wants = f"format {considered[0]!r}" if len(considered) == 1 else "any known format"
     found = ", ".join(map(repr, columns)) or "none"
     wanted = [f"{name}: {known.FORMATS[name]}" for name in considered]
-    other = "columns under other names: data.columns.OURS=YOURS, for example data.columns.instruction=question"
+    shown = example(rows, [*needed])
+    other = "columns under other names: data.columns.OURS=YOURS" + (f", for example {shown}" if shown else "")
     fix = [*sorted(misses), "columns wanted:", *(f"  {line}" for line in wanted), other]
-    message = f"the columns do not fit {wants}; found: {found} (first row: {origin})"
+    message = f"the columns do not fit {wants}; found: {found} (first row: {rows[0].origin})"
     return TuneforgeError("no-format", message, path="data.format", fix="\n  ".join(fix))
 
 

@@ -80,8 +80,9 @@ def read_examples(
     if "." not in form:
         for problem in [*_ignored_flags(rows, names, key), *_odd(examples, key)]:
             warn(problem)
-    if left.metadata:
-        say(f"metadata columns of {key}, not trained on: {', '.join(name or repr(name) for name in left.metadata)}")
+    for what, names_of in (("columns", left.metadata), ("turn keys", left.turn_metadata)):
+        if names_of:
+            say(f"metadata {what} of {key}, not trained on: {', '.join(name or repr(name) for name in names_of)}")
     return Read(form, examples, left, sum(problem.code == "bad-rows" for problem in skipped))
 
 

@@ -1,5 +1,6 @@
 """Turns of conversations: their roles and text, which of them are trained on, and what cannot be kept of them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypedDict
@@ -9,16 +10,24 @@ from tuneforge.data.rows import kind_of, parse_json
 CHAT_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 
-TRAIN_FLAGS = ("train", "training", "trainable", "loss", "loss_mask", "weight")
+TRAIN_FLAGS = (
+    "train", "training", "trainable", "train_on", "loss", "has_loss", "compute_loss", "loss_mask", "weight", "learn",
+    "supervised",
+)  # fmt: skip
 """Keys that are true, or 1, where the loss is taken: Axolotl writes `train`, ms-swift `loss`, OpenAI `weight`."""
-MASK_FLAGS = ("mask", "masked", "ignore_loss")
+MASK_FLAGS = ("mask", "masked", "is_masked", "no_loss", "ignore_loss")
 """Keys that are true, or 1, where no loss is taken."""
 FLAGS = (*TRAIN_FLAGS, *MASK_FLAGS)
+WEIGHTS = ("loss_weight", "loss_scale", "sample_weight")
+"""Keys that weigh the loss: 0 and 1 are followed, other numbers cannot be."""
+_ABOUT_LOSS = re.compile(
+    r"(?:.*_)?(?:train|training|trained|trainable|loss|learn|learned|supervise|supervised|mask|masked|weight)(?:_.*)?"
+)
 
 TOOL_KEYS = ("tools", "functions", "function_call", "tool_calls", "tool_call_id", "tool_choice")
 REASONING_KEYS = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
 MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
-LOSS_KEYS = ("train_detail", "loss_scale", "loss_weight", "sample_weight")
+LOSS_KEYS = ("train_detail", *WEIGHTS)
 UNSUPPORTED = (*TOOL_KEYS, *REASONING_KEYS, *MEDIA_KEYS, *LOSS_KEYS, "chat_template_kwargs")
 """Keys of a turn, and columns of a row, that change what is learnt and that an Example cannot hold."""
 
@@ -75,6 +84,20 @@ def listed(value: object) -> object:
     return value
 
 
+def is_about_loss(name: str, value: object) -> bool:
+    """Whether a key may say, by its name and a number or true or false, whether a loss is taken."""
+    return isinstance(value, int | float) and _ABOUT_LOSS.fullmatch(name.strip().lower()) is not None
+
+
+def lost(values: Mapping[str, Any]) -> list[str]:
+    """The keys of a turn or a row that hold what would be lost."""
+    return [key for key in UNSUPPORTED if not is_blank(values.get(key)) and not _is_whole(key, values[key])]
+
+
+def _is_whole(key: str, value: object) -> bool:
+    return key in WEIGHTS and isinstance(value, int | float) and value in (0, 1)
+
+
 def flag(values: Mapping[str, Any], where: str = "") -> bool | None:
     """Whether the keys of a turn or a row ask for a loss on it; None where they do not say.
 
@@ -90,6 +113,7 @@ def flag(values: Mapping[str, Any], where: str = "") -> bool | None:
             shown = repr(value)[:40] if isinstance(value, str | int | float) else kind_of(value)
             raise RowError(f"{where}{key!r} is {shown}; wanted: true or false, or 1 or 0", "" if where else key)
         asked[key] = bool(value) == (key in TRAIN_FLAGS)
+    asked |= {key: bool(values[key]) for key in WEIGHTS if _is_whole(key, values.get(key))}
     if len(set(asked.values())) > 1:
         raise RowError(f"{where}{' and '.join(map(repr, asked))} contradict each other")
     return next(iter(asked.values()), None)
@@ -125,10 +149,12 @@ def _turn(turn: object, where: str) -> tuple[Message, bool]:
     role = roles.get(name) if isinstance(name, str) else None
     if role is None:
         raise RowError(f"{where} has the unknown role {str(name)[:40]!r} (known: {', '.join(roles)})")
-    lost = [key for key in UNSUPPORTED if not is_blank(turn.get(key))]
-    if lost:
-        raise RowError(f"{where} has {lost[0]!r}, which is not supported and would be lost")
+    if losing := lost(turn):
+        raise RowError(f"{where} has {losing[0]!r}, which is not supported and would be lost")
     learnt = flag(turn, f"{where}: ")
+    unknown = [key for key, value in turn.items() if key not in (*FLAGS, *WEIGHTS) and is_about_loss(key, value)]
+    if unknown:
+        raise RowError(f"{where} has {unknown[0]!r}, which is not known; write 'train': false for a turn without loss")
     _refuse_media(turn[what], f"{what!r} of {where}")
     return {
         "role": role,
