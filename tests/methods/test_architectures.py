@@ -11,14 +11,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from helpers import SHORT, make_tokenizer
+from helpers import SHORT, make_method, make_tokenizer
 from tuneforge.boundary import library_errors_explained
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.methods.modules import beyond_text, fused_experts, linear_modules, routers, shortest_ends
 from tuneforge.model_checks import attention_of, rotary_limits, without_weights
 from tuneforge.schema.model import Model
-from tuneforge.targets import make
 
 SIZES = {
     "vocab_size": 512,
@@ -110,7 +109,7 @@ def option(name):
 
 def method_of(name="lora", **options):
     node = option(name)
-    return make({**node, **({"r": 2} if "r" in node else {}), **options})
+    return make_method({**node, **({"r": 2} if "r" in node else {}), **options})
 
 
 def fresh(kind):

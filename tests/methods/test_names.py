@@ -7,12 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from helpers import SHORT
+from helpers import SHORT, make_method
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.plugins.discovery import core_options
 from tuneforge.schema.signature import read_signature
-from tuneforge.targets import make
 
 LLAMA = {
     "vocab_size": 512,
@@ -38,7 +37,7 @@ def option(name):
 def checked(name, options):
     """Check the options on a model; the one problem they have, or None."""
     node = option(name)
-    built = make({**node, **({"r": 2} if "r" in node else {}), **options})
+    built = make_method({**node, **({"r": 2} if "r" in node else {}), **options})
     try:
         built.check(fresh())
     except TuneforgeError as error:
@@ -147,10 +146,10 @@ def test_a_module_to_save_is_the_one_that_was_named():
     """PEFT compares ends of names without regard to dots: `norm` would train every layer's norms too."""
     node = compose(["method=lora", "method.r=2", "method.modules_to_save=[norm]"]).tree["method"]
     model = fresh()
-    config = make(node).peft_config(model)
+    config = make_method(node).peft_config(model)
     assert config.modules_to_save == ["model.norm"]
     node["modules_to_save"] = ["lm_head"]
-    assert make(node).peft_config(model).modules_to_save == ["lm_head"]
+    assert make_method(node).peft_config(model).modules_to_save == ["lm_head"]
 
 
 def test_it_is_said_by_a_run_before_weights_load(refused, model_folders, tmp_path, monkeypatch):

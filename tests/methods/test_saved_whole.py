@@ -8,11 +8,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from helpers import documents
+from helpers import documents, make_method
 from tuneforge.compose import compose
 from tuneforge.data.batches import Collate, Rows
 from tuneforge.errors import TuneforgeError
-from tuneforge.targets import make
 from tuneforge.vocabulary import ADDED
 
 OPTIONS = {
@@ -54,7 +53,7 @@ def option(name):
 
 
 def method_of(name, options):
-    return make({**option(name), **options})
+    return make_method({**option(name), **options})
 
 
 def trained(base, built, new_tokens=(), steps=3):
