@@ -597,6 +597,50 @@ def test_bad_rows_of_each_file_are_counted_under_its_own_key(tmp_path: Path, cap
     assert "held.jsonl:2" in problem.message
 
 
+CONVERSATIONS: dict[str, dict[str, Any]] = {
+    "alpaca": {"instruction": "hi", "output": "ho"},
+    "chat": {"messages": [USER, ANSWER]},
+    "sharegpt": {"conversations": [HUMAN, GPT]},
+    "question": {"question": "hi", "answer": "ho"},
+    "dolly": {"instruction": "hi", "context": "", "response": "ho"},
+    "prompt": {"prompt": "hi", "completion": "ho"},
+    "turns": {"prompt": [USER], "completion": [ANSWER]},
+}
+
+
+@pytest.mark.parametrize("train", [name for name in CONVERSATIONS if name != "prompt"])
+def test_rows_to_evaluate_may_be_conversations_in_another_format(train: str, tmp_path: Path) -> None:
+    main = write(tmp_path / "r.jsonl", CONVERSATIONS[train])
+    for fields in CONVERSATIONS.values():
+        held = write(tmp_path / "held.jsonl", fields, fields)
+        found = source(main, split={"eval_path": str(held)})
+        assert [[*one.messages] for one in (*found.train, *found.eval)] == [[USER, ANSWER]] * 3
+        held = write(tmp_path / "held.jsonl", {"text": "hi"})
+        assert refused(source, main, split={"eval_path": str(held)}).path == "data.split.eval_path"
+
+
+def test_raw_prompts_stay_raw_whatever_the_eval_file_is(tmp_path: Path) -> None:
+    main = write(tmp_path / "r.jsonl", CONVERSATIONS["prompt"])
+    held = write(tmp_path / "held.jsonl", CONVERSATIONS["chat"])
+    assert "do not fit format 'prompt_completion'" in refused(source, main, split={"eval_path": str(held)}).message
+    held = write(tmp_path / "held.jsonl", CONVERSATIONS["question"])
+    assert source(main, split={"eval_path": str(held)}).train[0].completion == "ho"
+
+
+def test_columns_of_the_eval_file_alone_can_be_assigned_as_advised(tmp_path: Path, capsys: Any) -> None:
+    main = write(tmp_path / "r.jsonl", {"instruction": "hi", "output": "ho"})
+    held = write(tmp_path / "held.jsonl", {"front": "hi", "back": "hu", "mood": ["sad"]})
+    fix = refused(source, main, split={"eval_path": str(held)}).fix
+    advised = dict(re.findall(r"data\.columns\.([a-z]+)=(\S+)", fix.partition("for example ")[2]))
+    found = source(main, split={"eval_path": str(held)}, columns=advised)
+    assert [one.messages[1]["content"] for one in (*found.train, *found.eval)] == ["ho", "hu"]
+    assert "data.columns.mood=null" in capsys.readouterr().out
+    source(main, split={"eval_path": str(held)}, columns=advised | {"mood": None})
+    assert "warning" not in capsys.readouterr().out
+    problem = refused(source, main, split={"eval_path": str(held)}, columns=advised | {"mode": None})
+    assert problem.path == "data.columns.mode"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "no such file"), ("{", "broken line"), ('{"text": "a"}', "do not fit"), ("", "empty")],

@@ -86,6 +86,30 @@ def read_examples(
     return Read(form, examples, left, sum(problem.code == "bad-rows" for problem in skipped))
 
 
+def eval_format(rows: Sequence[Row], form: str, columns: Columns, *, may_differ: bool) -> str:
+    """The format of a file of evaluation rows: that of the train rows, or else one of conversations.
+
+    Args:
+        rows: of the file.
+        form: of the train rows.
+        columns: the user's names.
+        may_differ: the train rows are conversations, and `data.format` leaves the format open.
+
+    Raises:
+        TuneforgeError: its columns do not fit.
+    """
+    try:
+        return recognise(rows, form, columns)
+    except TuneforgeError:
+        if not may_differ:
+            raise
+        own = recognise(rows, "auto", columns)
+        if own == "text":
+            raise
+    say(f"format of data.split.eval_path: {own}, and of {KEY}: {form}")
+    return own
+
+
 def _say_names(names: Columns, given: Columns, key: str) -> None:
     found = {ours: own for ours, own in names.items() if own is not None and given.get(ours) != own}
     if found:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tuneforge.console import warn
-from tuneforge.data.columns import check_columns
+from tuneforge.data.columns import Columns, check_columns
 from tuneforge.data.examples import Example, alike
 from tuneforge.data.file import file
 from tuneforge.data.folder_splits import TAG, by_column
 from tuneforge.data.labels import Labels, labels_of
 from tuneforge.data.pydoc import pydoc_text
-from tuneforge.data.reading import KEY, Read, about, read_examples
+from tuneforge.data.reading import KEY, Read, about, eval_format, read_examples
 from tuneforge.data.rows import Row
 from tuneforge.data.shuffle import shuffle_answers
 from tuneforge.data.split import split
@@ -75,13 +75,14 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
         TuneforgeError: a file, row or split that cannot be used, named.
     """
     rows = read_rows(node)
-    check_columns(data.columns, rows, data.format)
+    held_rows = _eval_rows(data, node)
+    check_columns(data.columns, [*rows, *held_rows], data.format)
     if TAG not in data.columns:
         rows = by_column(rows, KEY)
-    read = read_examples(rows, data.format, data.columns, data.on_bad)
+    read = read_examples(rows, data.format, _own(data.columns, rows), data.on_bad)
     digests = {KEY if data.path else "data": _digest(rows)}
     if data.split.eval_path is not None:
-        train, held_rows, held = _with_eval_file(data, node, read)
+        train, held = _with_eval_file(data, held_rows, read)
         digests[EVAL_KEY] = _digest(held_rows)
     else:
         train, held = split(read.examples, by=data.split.by, eval_fraction=data.split.eval_fraction, seed=seed)
@@ -107,23 +108,35 @@ def read(data: Data, node: Mapping[str, Any], seed: int) -> Source:
     )
 
 
-def _with_eval_file(data: Data, node: Mapping[str, Any], read: Read) -> tuple[list[Example], list[Row], list[Example]]:
-    """The train examples, and the rows and examples of `data.split.eval_path`."""
+def _eval_rows(data: Data, node: Mapping[str, Any]) -> list[Row]:
+    """The rows of `data.split.eval_path`; of a folder with splits of its own, those that are held out."""
+    if data.split.eval_path is None:
+        return []
+    with about(EVAL_KEY):
+        rows = read_rows({**node, "path": data.split.eval_path})
+    return [row for row in rows if row.held_out] or rows
+
+
+def _with_eval_file(data: Data, rows: Sequence[Row], read: Read) -> tuple[list[Example], list[Example]]:
+    """The train examples, and those of `data.split.eval_path`."""
     train = [example for example in read.examples if not example.held_out]
     if len(train) < len(read.examples):
         left = len(read.examples) - len(train)
         warn(f"{left} rows that {KEY} marks as held out are left out: {EVAL_KEY} is given")
+    columns = _own(data.columns, rows)
     with about(EVAL_KEY):
-        rows = read_rows({**node, "path": data.split.eval_path})
-        rows = [row for row in rows if row.held_out] or rows
-        columns = {ours: own for ours, own in data.columns.items() if own is None or own in _names(rows)}
-        held = read_examples(rows, read.format, columns, data.on_bad, EVAL_KEY).examples
+        # Its own format, where both files hold conversations: what a chat template writes of them is alike.
+        own = data.format == "auto" and all(example.messages for example in train)
+        form = eval_format(rows, read.format, columns, may_differ=own)
+        held = read_examples(rows, form, columns, data.on_bad, EVAL_KEY).examples
     both = alike([*train, *held])
-    return both[: len(train)], rows, both[len(train) :]
+    return both[: len(train)], both[len(train) :]
 
 
-def _names(rows: Sequence[Row]) -> set[str]:
-    return {name for row in rows for name in row.fields}
+def _own(columns: Columns, rows: Sequence[Row]) -> Columns:
+    """The assignments of a file's own columns: others are of the other file."""
+    names = {name for row in rows for name in row.fields}
+    return {ours: own for ours, own in columns.items() if (ours if own is None else own) in names}
 
 
 def slice_of(rows: Source, share: float, at_least: int, seed: int) -> Source:
