@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from tuneforge.errors import (
     print_problems,
 )
 from tuneforge.shell import home_quoted, local_path
-from tuneforge.world import find_world, is_main_process
+from tuneforge.world import enter, find_world, is_main_process
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Verb:
     """The flags it takes beside those of every verb."""
     word: str = ""
     """What its arguments without `=` are; "" when it takes none."""
+    example: str = ""
+    """Arguments behind the verb, for its help."""
 
 
 VERBS = {
@@ -47,35 +49,51 @@ VERBS = {
         "train",
         ("--from", "--multirun", "--cfg", "--info", "--package", "--resolve"),
         "RUN",
+        "model=hf model.path=DIR data=file data.path=rows.jsonl",
     ),
     "plan": Verb(
         "what would run and whether it fits; --why KEY: what set a value; --diff RUN [RUN]: what two runs differ in",
         "plan",
         ("--from", "--why", "--diff", "--json"),
         "RUN",
+        "method=qlora hardware=rtx4090",
     ),
     "lr_find": Verb(
-        "a learning-rate range test on a slice of the data: a plot, and a value to paste", "lr_find", ("--from",), "RUN"
+        "a learning-rate range test on a slice of the data: a plot, and a value to paste",
+        "lr_find",
+        ("--from",),
+        "RUN",
+        "method=dora lr_find.steps=60",
     ),
-    "report": Verb("what a sweep found, or a run: its page written again", "report", word="FOLDER"),
+    "report": Verb(
+        "what a sweep found, or a run: its page written again", "report", word="FOLDER", example="outputs/RUN"
+    ),
     "plugins": Verb(
         "which plugins there are and what they add; new NAME --kind KIND writes one, check DIR tries one",
         "plugins",
         ("--json", "--kind"),
         "new NAME, check DIR",
+        "new mine --kind method",
     ),
     "doctor": Verb(
         "what this machine can run, and the command that mends what is missing; --rules: what cannot go together",
         "doctor",
         ("--json", "--rules"),
+        example="--rules",
     ),
     "import": Verb(
         "read an Axolotl, LLaMA-Factory or TRL config: the command that does the same, and what it cannot carry",
         "import_config",
         ("--out", "--json"),
         "FILE",
+        "axolotl.yaml --out options/experiment/mine.yaml",
     ),
 }
+
+BESIDE = {"--package": "--cfg", "--resolve": "--cfg"}
+"""Flags that say something about another flag's answer, and do nothing without it."""
+APART = (("--cfg", "--info"), ("--why", "--diff"))
+"""Flags of which one command answers one."""
 
 NOT_HERE = {
     "--hydra-help": "run `python -m tuneforge --help`; --info shows what Hydra composes",
@@ -141,22 +159,28 @@ def _json_errors(wanted: bool) -> Iterator[None]:
 def _parser() -> _Parser:
     """Every flag there is; a verb's own stand in its entry of `VERBS` too."""
     parser = _Parser(prog="tuneforge", add_help=False, allow_abbrev=False)
-    parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--version", action="store_true")
-    parser.add_argument("--config-dir", "-cd", type=local_path, action="append", default=[])
-    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
-    parser.add_argument("--info", "-i", choices=INFO)
+    add = parser.add_argument
+    add("--help", "-h", action="store_true", help="this text")
+    add("--version", action="store_true", help="print the version")
+    add("--config-dir", "-cd", type=local_path, action="append", default=[], metavar="DIR",
+        help="option files of your own, in folders named like the groups")  # fmt: skip
+    add("--cfg", "-c", choices=["job", "hydra", "all"],
+        help="print the resolved config (job), Hydra's node or both, and stop")  # fmt: skip
+    add("--info", "-i", choices=INFO, help="print how Hydra composes the config, and stop")
     # Hydra's flag; what it asks for is what ours does anyway: the printed config is always resolved.
-    parser.add_argument("--resolve", action="store_true")
-    parser.add_argument("--package", "-p")
-    parser.add_argument("--multirun", "-m", action="store_true")
-    parser.add_argument("--from", type=local_path, dest="base", metavar="RUN")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--why", metavar="KEY")
-    parser.add_argument("--diff", type=local_path, nargs="+", metavar="RUN")
-    parser.add_argument("--rules", action="store_true")
-    parser.add_argument("--kind")
-    parser.add_argument("--out", type=local_path, metavar="FILE")
+    add("--resolve", action="store_true", help="with --cfg: as without it, since the printed config is resolved")
+    add("--package", "-p", metavar="KEY", help="with --cfg: one node of the config, such as optim")
+    add("--multirun", "-m", action="store_true",
+        help="a search: every combination of comma-separated values, intervals, or +sweep=NAME")  # fmt: skip
+    add("--from", type=local_path, dest="base", metavar="RUN",
+        help="start from the config of a run folder; overrides follow")  # fmt: skip
+    add("--json", action="store_true", help="the answer as JSON")
+    add("--why", metavar="KEY", help="what set a value, and what it would be without")
+    add("--diff", type=local_path, nargs="+", metavar="RUN",
+        help="how two runs differ, or a run and this command's config")  # fmt: skip
+    add("--rules", action="store_true", help="list what cannot go together")
+    add("--kind", help="what kind of plugin to write")
+    add("--out", type=local_path, metavar="FILE", help="write the experiment to a new file")
     return parser
 
 
@@ -170,17 +194,26 @@ def _run(argv: list[str]) -> int:
     if flags.version:
         return _say(__version__)
     if flags.help:
-        from tuneforge.help import help_text
-
-        return _say(help_text({name: v.does for name, v in VERBS.items()}, flags.config_dir))
-    world = find_world()
-    if world.size > 1:
-        os.environ.update(world.variables())
+        return _say(_help(flags, rest))
+    enter(find_world())
     if flags.multirun:
         return _multirun(request)
     module = importlib.import_module(f"tuneforge.commands.{VERBS[request.verb].module}")
     run_verb: Callable[[Request], int] = module.run
     return run_verb(request)
+
+
+def _help(flags: argparse.Namespace, rest: Sequence[str]) -> str:
+    """The page of the verb that is named, else that of the program."""
+    from tuneforge.help import flag_line, help_text, verb_text
+
+    name = next((a for a in rest if "=" not in a), None)
+    if name not in VERBS:
+        return help_text({name: v.does for name, v in VERBS.items()}, flags.config_dir)
+    verb = VERBS[name]
+    actions = {action.option_strings[0]: action for action in _parser()._actions}
+    lines = [flag_line(actions[flag]) for flag in (*verb.flags, *COMMON)]
+    return verb_text(name, verb.does, verb.word, verb.example, lines)
 
 
 def _refuse_hydras(argv: Sequence[str]) -> None:
@@ -193,7 +226,12 @@ def _with_topic(argv: Sequence[str]) -> list[str]:
     """`--info` alone shows everything; argparse would take the next argument for its topic."""
     following = [*argv[1:], ""]
     bare = ("--info", "-i")
-    return [f"--info={INFO[0]}" if a in bare and n not in INFO else a for a, n in zip(argv, following, strict=True)]
+    return [f"--info={INFO[0]}" if a in bare and _no_topic(n) else a for a, n in zip(argv, following, strict=True)]
+
+
+def _no_topic(word: str) -> bool:
+    """Whether a word behind `--info` is something else, and not a topic or a misspelt one."""
+    return word in VERBS or not word or word.startswith(("-", "~")) or "=" in word or Path(word).is_dir()
 
 
 def _request(flags: argparse.Namespace, rest: list[str]) -> Request:
@@ -230,7 +268,8 @@ def _no_such_verb(word: str) -> TuneforgeError:
 
 
 def _check_flags(verb: str, flags: argparse.Namespace) -> None:
-    for action in _parser()._actions:
+    actions = _parser()._actions
+    for action in actions:
         (name, *_) = action.option_strings
         given = getattr(flags, action.dest) != action.default
         if given and name not in (*COMMON, *VERBS[verb].flags):
@@ -238,6 +277,20 @@ def _check_flags(verb: str, flags: argparse.Namespace) -> None:
             raise TuneforgeError(
                 "flag-of-another-verb", f"{verb} has no flag {name}", fix=f"it goes with: {', '.join(takers)}"
             )
+    if not (flags.help or flags.version):
+        _check_together({a.option_strings[0] for a in actions if getattr(flags, a.dest) != a.default})
+
+
+def _check_together(given: Collection[str]) -> None:
+    """Refuse a flag that would do nothing: without it, the command may be a run of hours."""
+    for flag, other in BESIDE.items():
+        if flag in given and other not in given:
+            message = f"{flag} is about what {other} prints, and there is no {other}"
+            raise TuneforgeError("flags-together", message, fix=f"add {other} job")
+    for one, other in APART:
+        if one in given and other in given:
+            message = f"{one} and {other} are two questions, and a command answers one"
+            raise TuneforgeError("flags-together", message, fix="ask one after the other")
 
 
 def _multirun(request: Request) -> int:

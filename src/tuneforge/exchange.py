@@ -43,6 +43,8 @@ class Exchange:
         if of_agent and restarts():
             self._move()
         self._store.set_timeout(WORKING)
+        self._second: PrefixStore | None = None
+        self._store.set(f"here/{world.rank}", "")
 
     def _move(self) -> None:
         """To a store of the first process, for the process group too: the agent's keeps what processes that are gone
@@ -74,12 +76,28 @@ class Exchange:
         """What each process gives, in order of rank, in the first; nothing in the others.
 
         Raises:
-            LostError: one is gone.
+            LostError: one is gone, or has not come.
         """
         self._store.set(f"{name}/{self.world.rank}", json.dumps(value))
         if self.world.rank:
             return []
+        # One that failed on its way here has told no one, and would be waited for as if it worked.
+        self._store.set_timeout(MEETING)
+        for rank in range(self.world.size):
+            self._get(f"here/{rank}")
+        self._store.set_timeout(WORKING)
         return [json.loads(self._get(f"{name}/{rank}")) for rank in range(self.world.size)]
+
+    def failure(self) -> dict[str, Any] | None:
+        """What a process that failed has claimed, asked at a connection of its own; None while none has failed.
+
+        Raises:
+            torch.distributed.DistError: the serving process is gone.
+        """
+        if self._second is None:
+            port = int(os.environ["MASTER_PORT"])  # of the store that the first process serves, once it has moved
+            self._second = PrefixStore("tuneforge", _tcp_store(self.world, port, serves=False))
+        return json.loads(self._second.get("failed")) if self._second.check(["failed"]) else None
 
     def claim(self, name: str, value: Any) -> Any:
         """The value of the process that came first to claim the name.

@@ -1,5 +1,6 @@
 """What `--help` and `--cfg job` print."""
 
+import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,34 @@ def help_text(verbs: Mapping[str, str], config_dirs: Sequence[Path]) -> str:
         for name, what in verbs.items()
     )
     return _HELP.format(verbs=said, groups=listing, plugins=_of_plugins())
+
+
+def verb_text(name: str, does: str, word: str, example: str, flags: Sequence[str]) -> str:
+    """The help page of one verb."""
+    words = " | ".join(word.split(", ")) if word else ""
+    usage = f"python -m tuneforge {name} {f'[{words}] ' if words else ''}[FLAG ...] [GROUP=OPTION ...] [KEY=VALUE ...]"
+    # import reads a file, and composes no config of its own.
+    usage = usage if word != "FILE" else f"python -m tuneforge {name} FILE [FLAG ...]"
+    return "\n".join(
+        [
+            textwrap.fill(f"{name}: {does}", 118),
+            f"\nusage: {usage}",
+            f"\nexample:\n  python -m tuneforge {name} {example}",
+            "\nflags:",
+            *flags,
+            "\n`python -m tuneforge --help` lists the verbs, the groups with their options, and the keys people set most",
+        ]
+    )
+
+
+def flag_line(action: argparse.Action) -> str:
+    """A flag with its forms, what it takes and what it does."""
+    takes = "|".join(action.choices) if action.choices else action.metavar or ""
+    if not takes and action.nargs != 0:
+        takes = action.dest.upper()
+    name = f"{', '.join(action.option_strings)} {takes}".rstrip()
+    first = f"  {name:<32} "
+    return textwrap.fill(str(action.help), 118, initial_indent=first, subsequent_indent=" " * 35)
 
 
 def _of_plugins() -> str:

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from torch.distributed import DistError
 
 from tuneforge.artifacts.claim import NAME as LOCK
 from tuneforge.artifacts.folder import write_exit
+from tuneforge.children import GRACE
 from tuneforge.compose import Composed
 from tuneforge.console import quiet_libraries
 from tuneforge.data import source
@@ -21,6 +23,9 @@ from tuneforge.handover import fingerprint, pack, pack_place, unpack, unpack_pla
 from tuneforge.rules.strategies import one_process
 from tuneforge.train import announce, read_and_choose, train
 from tuneforge.versions import versions
+
+LOOK = 2.0
+"""Seconds between two looks at whether another process has failed."""
 
 if TYPE_CHECKING:
     from tuneforge.data.source import Source
@@ -88,10 +93,12 @@ def take_part(exchange: Exchange, composed: Composed, place: "Place", rows: "Sou
     """Train; returns the run's exit code: that of the first process, or of the first to fail, which tells why."""
     first = exchange.world.rank == 0
     try:
-        rows = rows or source.read(composed.config.data, composed.tree["data"], composed.config.seed)
+        with _watching(exchange, place):
+            rows = rows or source.read(composed.config.data, composed.tree["data"], composed.config.seed)
+            code = train(composed, rows, place)
         # Until the first process has written the run's end, a launcher must see no other fail: it would kill it.
-        return int(exchange.from_first("exit", train(composed, rows, place)))
-    except Exception as error:
+        return int(exchange.from_first("exit", code))
+    except (Exception, SystemExit) as error:  # a library's sys.exit, too
         code = _failed(exchange, error)
         if first:
             write_exit(place.folder.record, code)
@@ -99,7 +106,39 @@ def take_part(exchange: Exchange, composed: Composed, place: "Place", rows: "Sou
         return code
 
 
-def _failed(exchange: Exchange, error: Exception) -> int:
+@contextmanager
+def _watching(exchange: Exchange, place: "Place") -> Iterator[None]:
+    """End this process where another one has failed and this one does not notice.
+
+    While the process group is made, and in a collective of NCCL, a process waits half an hour for one that is gone, and
+    only some launchers end it.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK):
+            try:
+                failed = exchange.failure()
+            except (DistError, TuneforgeError):  # the serving process is gone, which the process group notices
+                return
+            if failed is not None and failed["rank"] != exchange.world.rank:
+                if not over.wait(GRACE):
+                    if exchange.world.rank == 0:
+                        write_exit(place.folder.record, failed["exit"])
+                    sys.stdout.flush()
+                    os._exit(failed["exit"])  # the main thread is in a call of torch that no signal interrupts
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join(LOOK)
+
+
+def _failed(exchange: Exchange, error: BaseException) -> int:
     """The exit code of the first failure; whose it is, tells: what comes in the others follows from it."""
     code = error.exit_code if isinstance(error, TuneforgeError) else EXIT_BUG
     mine = {"rank": exchange.world.rank, "exit": code}
@@ -122,7 +161,7 @@ def _telling(exchange: Exchange, name: str) -> Iterator[None]:
     """The others wait for a value of this name: where the first process fails instead, they get its exit code."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         if exchange.world.rank == 0:
             code = error.exit_code if isinstance(error, TuneforgeError) else EXIT_BUG
             exchange.from_first(name, {"exit": code})
@@ -136,7 +175,7 @@ def _reporting_failure(exchange: Exchange) -> Iterator[None]:
         yield
     except _StoppedError:
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit of a library, and Ctrl-C
         if exchange.world.rank:
             failed = {"host": socket.gethostname(), "failed": f"{type(error).__name__}: {error}"}
             with suppress(DistError):  # the first process is gone as well

@@ -44,20 +44,36 @@ def find_world() -> World:
         TuneforgeError: half of it is said, or machines have different numbers of processes.
     """
     if "RANK" in os.environ:
-        return _even(_of_torchrun(os.environ))
+        return _checked(_of_torchrun(os.environ))
     # Not SLURM_NTASKS, which a batch script has too, where only srun starts several processes.
     if "SLURM_STEP_NUM_TASKS" in os.environ and _number(os.environ, "SLURM_STEP_NUM_TASKS") > 1:
-        return _even(_of_slurm(os.environ))
+        return _checked(_of_slurm(os.environ))
+    # Each process of such a launcher would take itself for the only one.
+    for name, alone in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        if os.environ.get(name, alone) != alone:
+            raise _incomplete(os.environ, name)
     return World()
 
 
 def is_main_process() -> bool:
     """Whether this process is the one that prints and writes: the first, or the only one.
 
-    A process whose launcher's variables are incomplete prints too: that is an error, which someone must see.
+    A process whose launcher's variables cannot be used prints too: that is an error, which someone must see.
     """
-    alone = os.environ.get("WORLD_SIZE") == "1" or any(name not in os.environ for name in TORCHRUN)
-    return alone or os.environ["RANK"] == "0"
+    try:
+        return find_world().rank == 0
+    except TuneforgeError:
+        return True
+
+
+def enter(world: World) -> None:
+    """Give torch and Lightning, which read the environment too, the same world and no other."""
+    if world.size > 1:
+        os.environ.update(world.variables())
+        return
+    # Lightning would write no logs in a process of RANK=1, and torch would look for torchrun's agent.
+    for name in (*TORCHRUN, AGENT_STORE):
+        os.environ.pop(name, None)
 
 
 def restarts() -> int:
@@ -68,17 +84,19 @@ def restarts() -> int:
 def _of_torchrun(given: Mapping[str, str]) -> World:
     if given.get("WORLD_SIZE") == "1":
         return World()
-    missing = [name for name in TORCHRUN if name not in given]
-    if missing:
-        raise TuneforgeError(
-            "incomplete-launcher",
-            f"RANK={given['RANK']} is in the environment, as of one of several processes, and {', '.join(missing)} not",
-            fix="start it with torchrun or srun (docs/distributed.md), or alone: unset RANK",
-        )
+    if any(name not in given for name in TORCHRUN):
+        raise _incomplete(given, "RANK")
     rank, size, local_rank, local_size = (_number(given, name) for name in TORCHRUN[:4])
-    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
-        raise _unreadable(f"RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local_rank} of LOCAL_WORLD_SIZE={local_size}")
     return World(rank, size, local_rank, local_size, given["MASTER_ADDR"], _number(given, "MASTER_PORT"))
+
+
+def _incomplete(given: Mapping[str, str], name: str) -> TuneforgeError:
+    missing = ", ".join(n for n in TORCHRUN if n not in given)
+    return TuneforgeError(
+        "incomplete-launcher",
+        f"{name}={given[name]} is in the environment, as of one of several processes, and {missing} not",
+        fix=f"start it with torchrun or srun (docs/distributed.md), or alone: unset {name}",
+    )
 
 
 def _number(given: Mapping[str, str], name: str) -> int:
@@ -99,7 +117,7 @@ def _unreadable(what: str) -> TuneforgeError:
 def _of_slurm(given: Mapping[str, str]) -> World:
     """srun's variables: https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES."""
     text = given.get("SLURM_STEP_TASKS_PER_NODE", "")
-    if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", text):
+    if not re.fullmatch(r"\d{1,5}(\(x\d{1,5}\))?(,\d{1,5}(\(x\d{1,5}\))?)*", text):
         raise _unreadable(f"SLURM_STEP_TASKS_PER_NODE={text!r}")
     counts = tasks_per_node(text)
     if len(set(counts)) > 1:
@@ -132,8 +150,15 @@ def first_node(nodes: str) -> str:
     return "".join(part or "" for part in found.groups())
 
 
-def _even(world: World) -> World:
-    if world.size % world.local_size:
+def _checked(world: World) -> World:
+    if world == World():
+        return world
+    rank, size, local_rank, local_size = world.rank, world.size, world.local_rank, world.local_size
+    if not (rank < size and local_rank < local_size <= size):
+        raise _unreadable(f"rank {rank} of {size} processes, {local_rank} of {local_size} on this machine,")
+    if not (world.address and 0 < world.port < 1 << 16):
+        raise _unreadable(f"MASTER_ADDR={world.address!r} with MASTER_PORT={world.port}")
+    if size % local_size:
         raise _uneven(f"{world.local_size} here, of {world.size}")
     return world
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tuneforge.cli import VERBS, run
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 
@@ -74,6 +75,35 @@ def test_a_broken_yaml_in_a_config_dir_is_told_with_its_place(tmp_path):
 )
 def test_the_command_line_answers_with_exit_2_and_no_traceback(refused, arguments):
     assert "error: " in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--package", "optim"], "add --cfg job"),
+        (["-p=optim", "optim.lr=1"], "add --cfg job"),
+        (["--resolve"], "add --cfg job"),
+        (["--info", "--package", "optim"], "add --cfg job"),
+        (["--info", "--cfg", "job"], "ask one after the other"),
+        (["plan", "--why", "optim.lr", "--diff", "x"], "ask one after the other"),
+        (["--info", "serchpath"], "'searchpath'"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused_and_nothing_is_trained(refused, monkeypatch, arguments, says):
+    monkeypatch.setattr("tuneforge.train.launch", lambda composed: pytest.fail("trained"))
+    assert says in refused(*arguments)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_a_help_of_its_own_that_names_its_flags(capsys, verb):
+    assert run([verb, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{verb}: ")
+    assert f"python -m tuneforge {verb} " in said
+    flags = {flag for entry in VERBS.values() for flag in entry.flags}
+    # `plan: ... --why KEY` names a flag in its first lines, too.
+    listed = {line.split()[0].rstrip(",") for line in said.partition("flags:")[2].splitlines() if line.strip()}
+    assert flags & listed == set(VERBS[verb].flags)
 
 
 def test_a_config_error_writes_nothing_and_imports_nothing_heavy(tmp_path):

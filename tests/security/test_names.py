@@ -12,6 +12,7 @@ ESCAPES = [
     ("quantised-strategy", ["method=qlora", "strategy=fsdp_tp", "strategy.name=fsdp"]),
     ("quantised-strategy", ["method=qlora_8bit", "strategy=fsdp", "strategy.name=ddp"]),
     ("quantised-strategy", ["method=qlora", "method.name=lora", "strategy=deepspeed_zero3_offload"]),
+    ("quantised-strategy", ["method=qlora_8bit", "strategy=deepspeed_zero2", "strategy.name=auto"]),
     ("single-is-one-device", ["strategy=single", "strategy.name=ddp", "trainer.devices=2"]),
 ]
 
@@ -26,5 +27,7 @@ def test_another_name_does_not_escape_a_rule(code, overrides):
 @pytest.mark.parametrize(
     "strategy", ["auto", "single", "ddp", "fsdp", "fsdp_offload", "deepspeed_zero2", "deepspeed_zero3"]
 )
-def test_what_is_proven_stays(strategy):
-    assert compose(["method=qlora", "optim=adamw", f"strategy={strategy}"]).choices["strategy"] == strategy
+def test_what_is_proven_stays_whatever_it_is_named(strategy):
+    named = ["strategy.name=mine", "method.name=mine"]
+    composed = compose(["method=qlora", "optim=adamw", f"strategy={strategy}", *named])
+    assert composed.choices["strategy"] == strategy

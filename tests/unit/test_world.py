@@ -1,10 +1,12 @@
 """A process's place among others, read from what torchrun and srun put into the environment."""
 
+import os
+
 import pytest
 
 from tuneforge.cli import run
 from tuneforge.errors import TuneforgeError
-from tuneforge.world import World, find_world, first_node, tasks_per_node
+from tuneforge.world import AGENT_STORE, World, find_world, first_node, tasks_per_node
 
 TORCHRUN = {
     "RANK": "3",
@@ -28,7 +30,7 @@ SLURM = {
 
 @pytest.fixture
 def environment(monkeypatch):
-    for name in (*TORCHRUN, *SLURM, "GROUP_RANK"):
+    for name in (*TORCHRUN, *SLURM, "GROUP_RANK", AGENT_STORE):
         monkeypatch.delenv(name, raising=False)
 
     def put(variables):
@@ -96,7 +98,16 @@ def test_counts_of_tasks():
         ({**TORCHRUN, "RANK": "-1"}, "bad-launcher"),
         ({**TORCHRUN, "RANK": TORCHRUN["WORLD_SIZE"]}, "bad-launcher"),
         ({**TORCHRUN, "LOCAL_WORLD_SIZE": "0"}, "bad-launcher"),
-        ({**TORCHRUN, "MASTER_PORT": ""}, "bad-launcher"),
+        *(({**TORCHRUN, "MASTER_PORT": port}, "bad-launcher") for port in ("", "abc", "0", "99999999")),
+        ({**TORCHRUN, "MASTER_ADDR": ""}, "bad-launcher"),
+        ({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "0", "LOCAL_WORLD_SIZE": "0"}, "bad-launcher"),
+        *(({"LOCAL_RANK": rank}, "incomplete-launcher") for rank in ("1", "x")),
+        *(({"WORLD_SIZE": size}, "incomplete-launcher") for size in ("0", "2", "two")),
+        ({"RANK": ""}, "incomplete-launcher"),
+        ({**SLURM, "SLURM_PROCID": "8"}, "bad-launcher"),
+        ({**SLURM, "SLURM_LOCALID": "4"}, "bad-launcher"),
+        ({**SLURM, "SLURM_STEP_NODELIST": ""}, "bad-launcher"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "4(x999999999)"}, "bad-launcher"),
         ({"SLURM_STEP_NUM_TASKS": "two"}, "bad-launcher"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "bad-launcher"),
         ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(y3)"}, "bad-launcher"),
@@ -109,17 +120,36 @@ def test_what_is_half_said_or_uneven_is_refused(environment, given, code):
     assert caught.value.problems[0].code == code
 
 
-@pytest.mark.parametrize("given", [{"RANK": "0"}, {"RANK": "1"}, {"RANK": "x", "WORLD_SIZE": "2"}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"RANK": "0"},
+        {"RANK": "1"},
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {**TORCHRUN, "MASTER_PORT": "abc"},
+        {**SLURM, "SLURM_LOCALID": "x"},
+        {"LOCAL_RANK": "1"},
+    ],
+)
 def test_half_a_launcher_stops_no_answer_that_needs_none_and_its_error_is_printed(environment, capsys, given):
     environment(given)
     assert run(["--version"]) == 0
-    assert run(["--help"]) == 0
+    assert run(["plan", "--help"]) == 0
     capsys.readouterr()
     assert run(["plan"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_the_only_process_prints_whatever_its_rank(environment, capsys):
-    environment({"RANK": "1", "WORLD_SIZE": "1"})
+def test_an_error_before_the_world_is_entered_is_printed_by_the_first_process_alone(environment, capsys):
+    for rank, said in (("5", 0), ("0", 1)):
+        environment({**SLURM, "SLURM_PROCID": rank, "SLURM_LOCALID": "0"})
+        assert run(["--colour"]) == 2
+        assert capsys.readouterr().err.count("error: ") == said
+
+
+def test_the_only_process_prints_whatever_its_rank_and_libraries_see_no_other(environment, capsys):
+    environment({"RANK": "1", "WORLD_SIZE": "1", "LOCAL_RANK": "x", "MASTER_PORT": "abc", AGENT_STORE: "True"})
     assert run(["method=lroa"]) == 2
     assert "lora" in capsys.readouterr().err
+    # Lightning keeps its loggers quiet in a process of RANK=1.
+    assert not [name for name in (*TORCHRUN, AGENT_STORE) if name in os.environ]

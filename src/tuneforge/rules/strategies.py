@@ -95,8 +95,7 @@ def a_quantised_base_has_a_proven_strategy(config: Config, tree: Mapping[str, An
     """A quantised base runs only under strategies with a proven equal loss: some repack or split it in silence."""
     bits = method_facts(tree["method"])["quantises"]
     # The name is for messages and may be edited: what counts is the target with its options.
-    named = not bits or config.strategy.name in QUANTISED_STRATEGIES[bits]
-    if not bits or (named and _proven_for(bits, tree["strategy"])):
+    if not bits or _proven_for(bits, tree["strategy"]):
         return None
     return Problem(
         "quantised-strategy",
