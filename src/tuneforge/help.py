@@ -83,7 +83,7 @@ def verb_text(name: str, does: str, word: str, example: str, flags: Sequence[str
             f"\nexample:\n  python -m tuneforge {name} {example}",
             "\nflags:",
             *flags,
-            "\n`python -m tuneforge --help` lists the verbs, the groups with their options, and the keys people set most",
+            "\n`python -m tuneforge --help` lists the verbs, groups, options and the keys people set most",
         ]
     )
 
