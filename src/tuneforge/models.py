@@ -224,7 +224,10 @@ def load_tokenizer(model: Model, *, generates: bool = True) -> PreTrainedTokeniz
 
 def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
     try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(model.path), **_code(model))
+        with tokenizer_files.panics_explained(model):
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(model.path), **_code(model))
+    except TuneforgeError:
+        raise
     except Exception as error:  # of any kind: broken files raise what the parser that met them raises
         explained = tokenizer_files.explain(model, error)
         if explained is None:

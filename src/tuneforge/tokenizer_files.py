@@ -2,7 +2,8 @@
 
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -50,6 +51,11 @@ def check_loaded(model: Model, tokenizer: PreTrainedTokenizerBase, *, generates:
     templates = template.values() if isinstance(template, dict) else [] if template is None else [template]
     if not all(isinstance(one, str) for one in templates):
         raise _broken(model, "tokenizer_config.json", "`chat_template` is neither text nor a list of named texts")
+    if not isinstance(tokenizer.model_max_length, int | float):
+        shown = repr(tokenizer.model_max_length)[:40]
+        raise _broken(model, "tokenizer_config.json", f"`model_max_length` is {shown}, not a number")
+    with panics_explained(model):
+        tokenizer("a", verbose=False)
     if generates and not tokenizer.is_fast:
         raise TuneforgeError(
             "slow-tokenizer",
@@ -57,6 +63,21 @@ def check_loaded(model: Model, tokenizer: PreTrainedTokenizerBase, *, generates:
             path="model.path",
             fix="use a model whose tokenizer has a tokenizer.json, or task_recipe=classification, which locates none",
         )
+
+
+@contextmanager
+def panics_explained(model: Model) -> Iterator[None]:
+    """Report a panic of the tokenizers library, which is no Exception, as a broken file.
+
+    Raises:
+        TuneforgeError: it panics.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # the class cannot be imported: PyO3 makes it when it is needed
+            raise
+        raise _broken(model, "tokenizer.json", f"tokenizers fails on it: {str(error)[:200]}") from error
 
 
 def explain(model: Model, error: Exception) -> TuneforgeError | None:

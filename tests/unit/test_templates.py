@@ -120,6 +120,27 @@ def test_an_answer_without_the_reasoning_that_its_prompt_opens_is_refused_or_ski
     assert len(encode([bare, whole], tokenizer, **OPTIONS).documents) == 2
 
 
+@pytest.mark.parametrize("train_on", ["assistant", "all"])
+@pytest.mark.parametrize(
+    ("turn", "prompt"),
+    [("<start>{}\n{}<end>\n", "<start>assistant\n"), ("{}: {}\n", "assistant:"), ("<{}>{}", "<assistant>")],
+)
+def test_a_template_that_always_asks_for_an_answer_is_refused_and_the_advice_works(turn, prompt, train_on, tmp_path):
+    turns = "{% for m in messages %}" + turn.replace("{}", "{{ m['role'] }}", 1).replace("{}", "{{ m['content'] }}")
+    tokenizer = tokenizer_with(turns + "{% endfor %}" + prompt)
+    options = {**OPTIONS, "train_on": train_on}
+    with pytest.raises(TuneforgeError, match="also where it is not told to") as raised:
+        encode([chat("a?", "one", "b?", "two")], tokenizer, **options)
+    assert raised.value.problems[0].code == "template-always-prompts"
+    file = tmp_path / "mine.jinja"
+    file.write_text(turns + "{% endfor %}{% if add_generation_prompt %}" + prompt + "{% endif %}")
+    choose_template(tokenizer, str(file))
+    (document,) = encode([chat("a?", "one", "b?", "two")], tokenizer, **options).documents
+    assert prompt.strip() not in tokenizer.decode(document.input_ids)[-len(prompt) - 2 :]
+    tokenizer.chat_template = turns + "{% endfor %}" + prompt
+    assert encode([Example(prompt="a?", completion="one", origin="t:1")], tokenizer, **options).documents  # not used
+
+
 def test_a_rewriting_template_makes_a_bounded_number_of_documents_and_says_so(capsys):
     tokenizer = tokenizer_with(THINKS_IN_LAST)
     turns = [f"turn {i}" for i in range(200)]

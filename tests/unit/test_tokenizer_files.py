@@ -59,6 +59,13 @@ EDITS = {
         "KeyError: 'name'",
     ),
     "eos number": ("tokenizer_config.json", lambda t: changed(t, eos_token=5), "TypeError"),
+    "length text": ("tokenizer_config.json", lambda t: changed(t, model_max_length="x"), "`model_max_length` is 'x'"),
+    "length list": ("tokenizer_config.json", lambda t: changed(t, model_max_length=[1]), "not a number"),
+    "BOS without an id": (
+        "tokenizer.json",
+        lambda t: changed(t, post_processor={**json.loads(t)["post_processor"], "special_tokens": {}}),
+        "tokenizers fails on it",
+    ),
     "special tokens": ("special_tokens_map.json", lambda _: b'{"a": ', "cut off"),
     "special tokens list": ("special_tokens_map.json", lambda _: b"[1]", "no JSON object"),
     "added tokens": ("added_tokens.json", lambda _: b'{"a": ', "cut off"),

@@ -113,6 +113,15 @@ class Renderer:
 
     def _chat(self, example: Example) -> list[Rendered]:
         origin = example.origin
+        if self.marks.always_prompts:
+            raise TuneforgeError(
+                "template-always-prompts",
+                "the chat template asks for another answer at the end of every chat, also where it is not told to, "
+                f"so the model would learn to write {self.marks.end[-32:]!r} after each answer",
+                path="model.chat_template",
+                fix="write what asks for an answer inside {% if add_generation_prompt %} ... {% endif %} and give the "
+                "file (model.chat_template=FILE.jinja), or use model.chat_template=plain",
+            )
         chat = Chat(self.tokenizer, [dict(m) for m in example.messages], origin)
         whole = chat.rendered()
         if self.train_on == "all":

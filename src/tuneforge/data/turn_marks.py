@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,8 @@ class TurnMarks:
     """Tokens of `end` at which generation must stop; empty where the end is ordinary text."""
     trims: bool = True
     """The template strips whitespace around an answer."""
+    always_prompts: bool = False
+    """The template asks for another answer at the end of every chat, whether it is told to or not."""
 
 
 def turn_marks(tokenizer: PreTrainedTokenizerBase) -> TurnMarks:
@@ -47,18 +50,28 @@ def turn_marks(tokenizer: PreTrainedTokenizerBase) -> TurnMarks:
         if answered.count(PLACEHOLDER) != 1:
             return TurnMarks()
         end = answered.partition(PLACEHOLDER)[2].strip()
+        inner = _inner_end(tokenizer, [*before, _answer(PLACEHOLDER), user], end)
         return TurnMarks(
             generation_prompt=prompted.removeprefix(asked) if prompted.startswith(asked) else "",
             end=end,
-            inner_end=_inner_end(tokenizer, [*before, _answer(PLACEHOLDER), user], end),
+            inner_end=inner,
             end_ids=tuple(_end_ids(tokenizer, end)),
             trims=spaced == answered,
+            always_prompts=asked == prompted and _prompts_after(asked, answered, inner, end),
         )
     return TurnMarks()
 
 
 def _answer(content: str) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
+
+
+def _prompts_after(asked: str, answered: str, inner: str, end: str) -> bool:
+    """Whether what asks for an answer also follows a given one, and does not where another turn follows."""
+    header = answered.partition(PLACEHOLDER)[0].rstrip()
+    ends = zip(reversed(asked.rstrip()), reversed(answered.rstrip()), strict=False)
+    length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))
+    return inner != end and length > 0 and header.endswith(asked.rstrip()[-length:])
 
 
 def _inner_end(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], end: str) -> str:
