@@ -4,41 +4,49 @@ What goes wrong while weights and tokenizers load is told in `tuneforge.models`,
 what can come up anywhere in a run.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from tuneforge import rules
 from tuneforge.errors import LostError, TuneforgeError, disk_error
 from tuneforge.schema import Config
 
 
 @contextmanager
-def library_errors_explained(config: Config) -> Iterator[None]:
-    """Raise a library's error as ours where its cause is known; let all others through."""
+def library_errors_explained(config: Config, tree: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Raise a library's error as ours where its cause is known; let all others through.
+
+    With the options of every `_target_` in `tree`, nothing is advised that a rule would refuse.
+    """
     try:
         yield
     except TuneforgeError:
         raise
     except Exception as error:
-        explained = _explained(config, error)
+        explained = _explained(config, tree, error)
         if explained is None:
             raise
         raise explained from error
 
 
-def _explained(config: Config, error: Exception) -> TuneforgeError | None:
+def _explained(config: Config, tree: Mapping[str, Any] | None, error: Exception) -> TuneforgeError | None:
     text = str(error)
+    on_host = isinstance(error, MemoryError) or any(words in text for words in _HOST_MEMORY)
+    if on_host or isinstance(error, torch.OutOfMemoryError) or _is_out_of_memory(error, text):
+        return _out_of_memory(config, tree, text, on_host=on_host)
     if not isinstance(error, RuntimeError | OSError):
         return disk_error(error, config.output_root)
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
-        return _out_of_memory(config, text)
     if "DataLoader worker" in text:
         return TuneforgeError(
             "worker-died",
             f"a process that collates batches died ({_first_line(text)}): too little shared or host memory, mostly",
             path="data.num_workers",
-            fix="set data.num_workers=0, or give the container more shared memory (--shm-size=8g)",
+            fix="add data.num_workers=0, with resume=auto to go on with this run, or give the container more shared "
+            "memory (--shm-size=8g)",
         )
     if "not used in producing the loss" in text or "finished reduction in the prior iteration" in text:
         return TuneforgeError(
@@ -56,19 +64,33 @@ def _explained(config: Config, error: Exception) -> TuneforgeError | None:
     return disk_error(error, config.output_root)
 
 
-def _out_of_memory(config: Config, text: str) -> TuneforgeError:
-    """In the order of what it costs: smaller passes are free, checkpointing costs a fifth of the time."""
+_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+_DEVICE_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What cuBLAS, bitsandbytes, Triton and the MPS backend say without torch's own exception."""
+
+
+def _is_out_of_memory(error: Exception, text: str) -> bool:
+    return isinstance(error, RuntimeError) and any(words in text for words in _DEVICE_MEMORY)
+
+
+def _out_of_memory(config: Config, tree: Mapping[str, Any] | None, text: str, *, on_host: bool) -> TuneforgeError:
+    """In the order of what it costs: smaller passes are free, checkpointing costs a fifth of the time.
+
+    What is advised for going on leaves the run's identity as it is, and no rule refuses it.
+    """
     ways = []
     if config.batch.per_device != 1:
         ways.append("batch.per_device=1 (the effective batch stays)")
-    if config.trainer.gradient_checkpointing is not True:
+    recomputing = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, gradient_checkpointing=True))
+    refused = tree is not None and any(rules.broken(recomputing, tree))
+    if config.trainer.gradient_checkpointing is not True and not refused:
         ways.append("trainer.gradient_checkpointing=true")
-    if not config.trainer.activation_offload:
+    if not config.trainer.activation_offload and not on_host:
         ways.append("trainer.activation_offload=true")
     keeps = f"add {', then '.join(ways)}, with resume=auto to go on with this run; or " if ways else ""
     return TuneforgeError(
         "out-of-memory",
-        f"the device ran out of memory: {_first_line(text)}",
+        f"{'this machine' if on_host else 'the device'} ran out of memory: {_first_line(text)}",
         path="batch.per_device",
         fix=f"{keeps}start a new run with a smaller data.max_length, or with method=qlora",
     )

@@ -118,11 +118,11 @@ def _of_bitsandbytes(name: str, groups: Groups, **options: Any) -> torch.optim.O
 
 
 def _by_shape(groups: Groups) -> tuple[Groups, Groups]:
-    """The same groups with their matrices alone, and with the rest."""
+    """The same groups with their matrices alone, and with the rest: a vector stored as [n, 1] is no matrix."""
     split: tuple[Groups, Groups] = ([], [])
     for group in groups:
         for kept, side in zip(split, (True, False), strict=True):
-            chosen = [p for p in group["params"] if (p.ndim == 2) == side]
+            chosen = [p for p in group["params"] if (p.ndim == 2 and min(p.shape) > 1) == side]
             if chosen:
                 kept.append({**group, "params": chosen})
     return split

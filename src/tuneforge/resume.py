@@ -23,8 +23,8 @@ from tuneforge.interpolation import leaves, lookup
 from tuneforge.shell import local_path, typed
 from tuneforge.world import restarts
 
-# What may differ between a run and its resumption: where it looks, what it prints, how long it goes on, and how a step
-# is spread, as long as its rows are the same (`check_spread`).
+# What may differ between a run and its resumption: where it looks, what it prints, how long it goes on, how many
+# processes collate rows, and how a step is spread, as long as its rows are the same (`check_spread`).
 MAY_CHANGE = (
     "resume",
     "output_root",
@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "sanity",
     "lr_find",
     "strategy",
+    "data.num_workers",
     "batch.per_device",
     "trainer.devices",
     "trainer.gradient_checkpointing",

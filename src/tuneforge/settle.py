@@ -13,6 +13,10 @@ from tuneforge.plan.memory import Setting, largest_per_device
 from tuneforge.plan.setting import compute_precision, memory_setting, stored_dtype
 from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.schema import Config
+from tuneforge.schema.training import Batch
+
+BATCH_TOLERANCE = 0.25
+"""Share by which a step may miss the batch that was asked for before that is told."""
 
 
 @dataclass(frozen=True)
@@ -145,18 +149,19 @@ def settle(
     )
 
 
+def batch_is_met(batch: Batch, documents: float, tokens: float) -> bool:
+    """Whether a step of so many documents or tokens is the one that was asked for, within `BATCH_TOLERANCE`."""
+    by_tokens = batch.effective_tokens is not None
+    wanted, found = (batch.effective_tokens or 0, tokens) if by_tokens else (batch.effective, documents)
+    return abs(found - wanted) <= BATCH_TOLERANCE * wanted
+
+
 def batch_warnings(config: Config, settled: Settled, rows: Rows) -> Iterator[Problem]:
-    """Where a step holds more documents than asked for, or too few sequences to give each device one."""
-    wanted, step = config.batch.effective, settled.rows_per_step
-    if config.batch.effective_tokens is None and abs(settled.documents_per_step - wanted) > rows.documents_per_row / 2:
-        yield Problem(
-            "batch-exceeded",
-            f"is {wanted}, and one packed sequence holds {rows.documents_per_row:.1f} documents: a step takes "
-            f"{settled.documents_per_step:.1f}",
-            "batch.effective",
-            fix=f"set data.packing=false for steps of {wanted}, or "
-            f"batch.effective={math.ceil(settled.documents_per_step)}",
-        )
+    """Where a step is not the one that was asked for, or has too few sequences to give each device one."""
+    batch, step = config.batch, settled.rows_per_step
+    tokens = float(rows.num_tokens.mean()) * step
+    if not batch_is_met(batch, settled.documents_per_step, tokens):
+        yield _missed(batch, settled.documents_per_step, tokens, step)
     if step < settled.world_size:
         enough = math.ceil(settled.world_size * settled.documents_per_step / step)
         yield Problem(
@@ -166,6 +171,23 @@ def batch_warnings(config: Config, settled: Settled, rows: Rows) -> Iterator[Pro
             "batch.effective",
             fix=f"set batch.effective={enough} or more, or use fewer devices",
         )
+
+
+def _missed(batch: Batch, documents: float, tokens: float, step: int) -> Problem:
+    """A step is made of whole sequences, and they are too long for the one that was asked for."""
+    if batch.effective_tokens is not None:
+        return Problem(
+            "batch-missed",
+            f"is {batch.effective_tokens}, and a step of {step} whole sequences takes {tokens:,.0f} tokens",
+            "batch.effective_tokens",
+            fix=f"set batch.effective_tokens={round(tokens)}, or a smaller data.max_length for shorter sequences",
+        )
+    return Problem(
+        "batch-missed",
+        f"is {batch.effective}, and a step of {step} whole packed sequences takes {documents:.1f} documents",
+        "batch.effective",
+        fix=f"set data.packing=false for steps of {batch.effective}, or batch.effective={math.ceil(documents)}",
+    )
 
 
 def _rows_per_step(config: Config, rows: Rows) -> int:

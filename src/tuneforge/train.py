@@ -82,13 +82,13 @@ def train(composed: Composed, rows: "Source", place: "Place") -> int:
     from tuneforge.callbacks.signals import Stopped, heard
     from tuneforge.vocabulary import digests
 
-    with library_errors_explained(composed.config):
+    with library_errors_explained(composed.config, composed.tree):
         context = prepare(composed, rows, place.folder)
         resume.check_spread(composed, place, context.settled.as_dict())
         resume.check_tokens(composed, place, digests(context.tokenizer))
         record = Record.of(composed, context, rows, resumed=place.checkpoint is not None)
     try:
-        with heard(), library_errors_explained(composed.config):
+        with heard(), library_errors_explained(composed.config, composed.tree):
             return _train(context, record, place)
     except Stopped as stopped:
         return record.interrupted(stopped.number)

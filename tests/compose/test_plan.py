@@ -194,6 +194,8 @@ def test_the_plan_reads_the_stored_dtype_and_the_rows_asked_for(of_8b):
     lora = ("method=lora", "hardware=h100", "data.max_length=2048", "trainer.devices=1")
     (_, half), (_, whole) = of_8b(*lora), of_8b(*lora, "model.dtype=float32")
     assert whole["one_row_gib"] - half["one_row_gib"] == pytest.approx(8.03e9 * 2 / 2**30, rel=0.02)
+    (_, mixed), (_, true) = (of_8b("method=full", *lora[1:], f"trainer.precision=bf16-{p}") for p in ("mixed", "true"))
+    assert mixed["one_row_gib"] - true["one_row_gib"] >= 8.03e9 * 4 / 2**30  # weights and gradients in 16 bits
     code, many = of_8b(*lora, "batch.per_device=200")
     assert code == 3
     most = int(re.search(r"set batch.per_device=(\d+)", many["fits"])[1])
@@ -207,16 +209,41 @@ def test_the_plan_for_this_machine_takes_the_memory_of_its_gpus(of_8b, monkeypat
     assert (code, found["device"], found["devices"]) == (3, "this machine (NVIDIA L4)", 2)
     assert found["available_gib"] == 24
     assert of_8b("method=full", "trainer.accelerator=cpu")[1]["device"] == "this machine (cpu)"
+    assert of_8b("method=full", "hardware.vram_gb=10")[1]["available_gib"] == 10  # the lesser, as a run takes it
+    monkeypatch.setattr(device, "_nvidia_gpus", list)
+    monkeypatch.setattr(device, "_amd_gpus", lambda cards: [192.0 * 2**30] * 8)
+    code, found = of_8b("method=full")
+    assert (code, found["available_gib"], found["strategy"]) == (0, 192, "ddp")
+
+
+def test_the_plan_for_a_mac_is_for_its_gpu(monkeypatch):
+    monkeypatch.setattr(device, "_nvidia_gpus", list)
+    monkeypatch.setattr(device.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(device.platform, "machine", lambda: "arm64")
+    assert [device._present(asked).kind for asked in ("auto", "mps", "cpu")] == ["mps", "mps", "cpu"]
+
+
+def test_amd_gpus_are_counted_where_torch_computes_on_them(monkeypatch, tmp_path):
+    for card, memory in (("card0", 2**36), ("card1", 2**37)):
+        (tmp_path / card / "device").mkdir(parents=True)
+        (tmp_path / card / "device" / "mem_info_vram_total").write_text(f"{memory}\n")
+    assert device._amd_gpus(tmp_path) == []
+    monkeypatch.setattr(device.importlib.metadata, "version", lambda name: "2.13.0+rocm7.0")
+    assert device._amd_gpus(tmp_path) == [2**36, 2**37]
 
 
 @pytest.mark.parametrize(
-    ("listed", "seen"), [(None, [0, 1, 2]), ("", []), ("-1", []), ("1", [1]), ("2,0", [2, 0]), ("0,7,1", [0])]
+    ("listed", "seen"),
+    [
+        *((None, [0, 1, 2]), ("", []), ("-1", []), ("1", [1]), ("2,0", [2, 0]), ("0,7,1", [0])),
+        *(("GPU-b2", [1]), ("GPU-c3c3, 0", [2, 0]), ("GPU-x,0", []), ("GPU-,0", []), ("MIG-d4,MIG-e5", ["MIG-d4"])),
+    ],
 )
 def test_the_plan_counts_the_visible_gpus(monkeypatch, listed, seen):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if listed is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
-    assert device._visible(3) == seen
+    assert device._visible(["GPU-a1a1", "GPU-b2b2", "GPU-c3c3"]) == seen
 
 
 def test_the_plan_of_a_model_that_is_not_here_says_so(capsys):

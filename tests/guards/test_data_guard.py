@@ -1,6 +1,13 @@
 """Batches that are the same, have no labels, or are known already."""
 
+from types import SimpleNamespace
+
+import pytest
+import torch
+
 from guards.conftest import found
+from tuneforge.callbacks.data_guard import DataGuard
+from tuneforge.callbacks.guard import Late
 from tuneforge.data.batches import Collate, StepSampler
 from tuneforge.data.encode import IGNORE
 from tuneforge.objectives.causal_lm import CausalLM
@@ -30,6 +37,17 @@ def test_a_batch_without_labels_is_said(fast, monkeypatch):
     ran = fast(steps=6)
     assert ran.code == 0
     assert found(ran, "data_guard") == [(3, "no-labels", "warned")]
+
+
+@pytest.mark.parametrize(("empty", "codes"), [(2, []), (3, ["no-labels"])])
+def test_a_device_without_a_row_is_no_batch_without_labels(empty, codes):
+    """Six sequences a step on eight devices: the defaults on the bundled rows."""
+    settled = SimpleNamespace(accumulate=1, world_size=8, rows_per_step=6)
+    module = SimpleNamespace(context=SimpleNamespace(settled=settled))
+    guard = DataGuard()
+    trainer = SimpleNamespace(global_step=2, loggers=[], is_global_zero=True)
+    guard.judge(trainer, module, (2, Late(torch.tensor([empty, 0.0, 50.0, 100.0, 8.0, 2.5]))))
+    assert [event["code"] for event in guard.events] == codes
 
 
 def test_rows_that_are_known_already_are_said(fast, monkeypatch):

@@ -2,12 +2,14 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from guards.conftest import FAST, write_rows
 from helpers import SHORT
 from tuneforge.callbacks.quality_gates import QualityGates
 from tuneforge.compose import compose
+from tuneforge.schema.training import Batch
 
 
 def gates(ran):
@@ -46,15 +48,21 @@ def test_a_loss_that_rises_again_has_not_fallen_steadily(losses, after, passed):
 
 
 def test_the_gate_of_the_batch_compares_with_what_was_asked_and_with_the_recipe():
-    def gate(documents, asked, fewest=32, per_row=5.0):
-        settled, rows = SimpleNamespace(documents_per_step=documents), SimpleNamespace(documents_per_row=per_row)
-        config = SimpleNamespace(batch=SimpleNamespace(effective=asked, effective_tokens=None))
+    def gate(documents, asked, fewest=32, per_row=5.0, tokens=None):
+        settled = SimpleNamespace(documents_per_step=documents)
+        rows = SimpleNamespace(documents_per_row=per_row, num_tokens=np.full(3, 100 * per_row))
+        config = SimpleNamespace(batch=Batch(effective=asked, effective_tokens=tokens))
         context = SimpleNamespace(settled=settled, train_rows=rows, config=config)
         return QualityGates(min_batch=fewest)._batch(context).passed
 
     assert gate(31.5, 32)
     assert not gate(41.5, 32)
+    assert not gate(41.5, 32, per_row=20.75)  # two whole sequences, where one and a half are wanted
+    assert not gate(60.0, 32, per_row=60.0)
     assert not gate(16.0, 16)
+    assert not gate(24.0, 24)
+    assert gate(40.0, 1, tokens=4096)
+    assert not gate(40.0, 1, tokens=2048)
     small_data = compose(["task_recipe=small_data"])
     assert gate(16.0, small_data.config.batch.effective, small_data.tree["callbacks"]["quality_gates"]["min_batch"])
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from tuneforge import rules
 from tuneforge.compose import compose
 from tuneforge.data.batches import Collate, Rows, real_tokens
 from tuneforge.data.encode import IGNORE
-from tuneforge.objectives.causal_lm import rows_before_head
+from tuneforge.objectives.causal_lm import CausalLM, rows_before_head
 from tuneforge.objectives.routers import RouterBalance
 
 KINDS = {
@@ -151,6 +153,23 @@ def test_the_balance_of_packed_documents_is_that_of_separate_ones(folders):
             model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         terms.append(balance.loss(batch).item())
     assert terms[0] == pytest.approx(terms[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("accumulate", "world_size"), [(1, 1), (1, 2), (2, 4)])
+def test_the_balance_weighs_the_same_on_devices_without_a_row(accumulate, world_size):
+    """Of two sequences a step; passes without one add nothing, and Lightning divides by all passes."""
+    settled = SimpleNamespace(accumulate=accumulate, world_size=world_size, rows_per_step=2)
+    passes, total = accumulate * world_size, torch.zeros(())
+    for number in range(passes):
+        term = torch.ones(()) if number < settled.rows_per_step else torch.zeros(())
+        module = SimpleNamespace(
+            context=SimpleNamespace(settled=settled), passes=passes, _kl=0.0, saving_activations=nullcontext,
+            _balance=SimpleNamespace(watching=nullcontext, loss=lambda batch, term=term: term),
+            _loss_and_logits=lambda batch: (torch.zeros(()), None, None),
+            scaled_share=lambda loss, batch: loss, penalised=lambda loss: loss,
+        )  # fmt: skip
+        total += CausalLM.training_step(module, {}, number) / passes
+    assert total.item() == 1.0
 
 
 def test_a_model_without_routers_has_no_balance(model_folders, folders):

@@ -11,7 +11,14 @@ from tuneforge.front import front, groups
 with front() as loader:
     METHODS = groups(loader)["method"]
 
-TINY = (*SHORT, "trainer.max_steps=2", "data.max_rows=32", "data.split.max_eval_rows=8", "samples.num=0")
+TINY = (
+    *SHORT,
+    "trainer.max_steps=2",
+    "data.max_rows=32",
+    "batch.effective=11",
+    "data.split.max_eval_rows=8",
+    "samples.num=0",
+)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("lora", "qlora", "full")])

@@ -115,6 +115,10 @@ def test_rows_that_are_not_those_of_the_run_are_said(command, tmp_path):
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out-of-memory", "batch.per_device"),
         (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: x"), "out-of-memory", "batch.per_device"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"), "out-of-memory", "batch.per_device"),
+        (RuntimeError("CUDA error: out of memory"), "out-of-memory", "batch.per_device"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out-of-memory", "batch.per_device"),
+        (MemoryError("Unable to allocate 40. GiB for an array"), "out-of-memory", "batch.per_device"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "worker-died", "data.num_workers"),
         (OSError(28, "No space left on device", "/x/last.ckpt"), "disk-full", "output_root"),
         (PermissionError(13, "Permission denied", "/x"), "not-writable", "output_root"),
@@ -127,6 +131,26 @@ def test_errors_of_the_libraries_under_us_are_told_in_the_words_of_the_config(er
     assert (problem.code, problem.path) == (code, path)
     assert problem.fix
     assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "advised"),
+    [
+        ((), torch.OutOfMemoryError("CUDA"), {"batch.per_device=1", "trainer.gradient_checkpointing=true",
+                                              "trainer.activation_offload=true"}),
+        (("method=prefix_tuning",), torch.OutOfMemoryError("CUDA"),
+         {"batch.per_device=1", "trainer.activation_offload=true"}),
+        ((), MemoryError(""), {"batch.per_device=1", "trainer.gradient_checkpointing=true"}),
+        ((), RuntimeError("DataLoader worker (pid 7) is killed"), {"data.num_workers=0"}),
+    ],
+)  # fmt: skip
+def test_what_is_advised_for_going_on_composes_and_leaves_the_run_its_identity(options, error, advised):
+    composed = compose([*options, "data.num_workers=2"])
+    with pytest.raises(TuneforgeError) as raised, library_errors_explained(composed.config, composed.tree):
+        raise error
+    fix = raised.value.problems[0].fix
+    assert set(re.findall(r"[\w.]+=\w+", fix[: fix.index(", with resume=auto")])) == advised
+    assert identity(compose([*options, "data.num_workers=2", *advised]).tree) == identity(composed.tree)
 
 
 def test_other_errors_of_libraries_stay_as_they_are():

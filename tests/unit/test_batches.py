@@ -1,15 +1,18 @@
 """Packing, the order of rows, and what a batch holds."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from tuneforge import settle
 from tuneforge.callbacks.start_checks import check_batch
 from tuneforge.data.batches import Collate, EvalSampler, Rows, StepSampler
 from tuneforge.data.encode import IGNORE, Document
 from tuneforge.data.packing import pack
+from tuneforge.schema.training import Batch
 
 
 def document(*ids: int, prompt: int = 1) -> Document:
@@ -106,6 +109,35 @@ def test_a_step_takes_the_same_rows_on_any_number_of_devices(devices, accumulate
         assert max(sizes) - min(sizes) <= 1
         rows = [r for micro in micros for r, _ in micro if r != Rows.EMPTY]
         assert sorted(rows) == sorted(one[step])
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [
+        ({"effective": 32}, None),
+        ({"effective": 30}, {"effective": 40}),
+        ({"effective": 8}, {"effective": 20}),
+        ({"effective_tokens": 420}, None),
+        ({"effective_tokens": 64}, {"effective_tokens": 200}),
+    ],
+)
+def test_a_step_that_misses_what_was_asked_for_is_told_and_the_advice_meets_it(asked, advice):
+    rows = Rows([document(*range(1, 11)) for _ in range(60)], 200, packing=True)  # three of 20 documents
+
+    def told(**batch):
+        config = SimpleNamespace(batch=Batch(**batch))
+        step = settle._rows_per_step(config, rows)
+        settled = SimpleNamespace(rows_per_step=step, documents_per_step=20.0 * step, world_size=1)
+        return list(settle.batch_warnings(config, settled, rows))
+
+    if advice is None:
+        assert told(**asked) == []
+        return
+    (problem,) = told(**asked)
+    ((key, value),) = advice.items()
+    assert (problem.code, problem.path) == ("batch-missed", f"batch.{key}")
+    assert f"batch.{key}={value}" in problem.fix
+    assert told(**advice) == []
 
 
 def test_eval_rows_come_once_over_all_devices_and_equally_often_on_each():

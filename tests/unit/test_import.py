@@ -19,7 +19,7 @@ from tuneforge.data.file import file as read_rows
 from tuneforge.data.formats import convert
 from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
-from tuneforge.importers import common, shared
+from tuneforge.importers import common, shared, trl_trainers
 from tuneforge.importers.common import dialects, translate
 from tuneforge.importers.translation import command_line, experiment, overrides
 from tuneforge.schema.signature import read_signature
@@ -432,6 +432,63 @@ def test_a_training_that_does_not_exist_here_gives_no_command(answer, capsys, wr
         printed = capsys.readouterr().out
         assert "python -m tuneforge" not in printed
     assert json.loads(printed)["command"] is None
+
+
+TRL = "model_name_or_path: m/x\ndataset_name: org/rows\nlearning_rate: 5.0e-7\nuse_peft: true\n"
+FACTORY = "model_name_or_path: m/x\ndataset: rows\ntemplate: llama3\n"
+AXOLOTL = "base_model: m/x\nsequence_len: 512\ndatasets: [{path: org/rows, type: chat_template}]\n"
+OTHERS = {
+    f"{TRL}loss_type: sigmoid\n": "DPO training has no recipe here, and the file sets loss_type=sigmoid",
+    f"{TRL}loss_type: [sigmoid, sft]\n": "DPO",
+    f"{TRL}loss_type: apo_zero_unpaired\n": "KTO",
+    f"{TRL}loss_type: dr_grpo\n": "GRPO",
+    f"{TRL}beta: 0.1\n": "DPO",
+    f"{TRL}num_iterations: 2\ntemperature: 0.9\n": "GRPO",
+    f"{TRL}use_vllm: true\n": "online",
+    f"{TRL}num_ppo_epochs: 1\n": "PPO",
+    f"{TRL}rloo_k: 4\n": "RLOO",
+    f"{TRL}cpo_alpha: 0.5\nbeta: 0.1\n": "CPO",
+    f"{TRL}teacher_model_name_or_path: m/y\n": "distillation",
+    f"{TRL}step_separator: x\n": "PRM",
+    f"{TRL}center_rewards_coefficient: 0.01\n": "reward",
+    TRL.replace("org/rows", "preferences.jsonl"): "the rows have chosen and rejected",
+    **{f"{FACTORY}stage: {stage}\nfinetuning_type: lora\n": f"stage: {stage}" for stage in ("rm", "ppo", "kto", "dpo")},
+    f"{FACTORY}stage: dpo\npref_loss: orpo\nfinetuning_type: lora\n": "stage: dpo",
+    f"{FACTORY}stage: sft\nfinetuning_type: oft\n": "finetuning_type: oft",
+    f"{FACTORY}finetuning_type: freeze\nfreeze_trainable_layers: -2\n": "freeze_trainable_layers",
+    FACTORY.replace("dataset:", "do_predict: true\neval_dataset:") + "finetuning_type: lora\n": "trains none",
+    **{f"{AXOLOTL}rl: {kind}\n": f"rl: {kind}" for kind in ("dpo", "ipo", "kto", "orpo", "simpo", "grpo", "gdpo")},
+    f"{AXOLOTL}rl: null\nreward_model: true\n": "reward_model: reward",
+    f"{AXOLOTL}process_reward_model: true\n": "process_reward",
+    f"{AXOLOTL}plugins: [axolotl.integrations.kd.KDPlugin]\nkd_trainer: true\n": "distillation",
+    f"{AXOLOTL}diffusion_lm: true\n": "diffusion",
+    f"{AXOLOTL}type_of_model: AutoModelForSequenceClassification\n": "reward",
+    f"{AXOLOTL}adapter: llama-adapter\n": "adapter: llama-adapter",
+    AXOLOTL.replace("chat_template}", "bradley_terry.chat_template}"): "datasets: reward",
+}
+"""A config of another training than next tokens -> what is said of it."""
+
+
+def test_another_training_is_never_made_into_fine_tuning(write, monkeypatch):
+    monkeypatch.setattr(common, "_judge", lambda draft: None)  # composing what gets no command takes its time
+    write('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "preferences.jsonl")
+    for text, said in OTHERS.items():
+        assert said in "; ".join(translate(write(text)).replaced), text
+
+
+def test_frozen_layers_are_carried(write):
+    carried = translate(write(f"{FACTORY}finetuning_type: freeze\nfreeze_trainable_layers: 3\n"))
+    assert (carried.choices["method"], carried.values["method.last_layers"], carried.replaced) == ("freeze", 3, [])
+
+
+def test_every_key_that_only_another_trainer_of_trl_reads_tells_it():
+    ours = {key for keys in trl_trainers.KEYS.values() for key in keys.split()}
+    of_sft = {name for target, _, _ in INSTALLED[:5] for name in read_signature(target).fields}
+    assert not ours & of_sft
+    for name in ("grpo.GRPO", "rloo.RLOO", "dpo.DPO", "kto.KTO", "reward.Reward", "distillation.Distillation"):
+        module, trainer = name.split(".")
+        fields = read_signature(f"trl.trainer.{module}_config.{trainer}Config").fields
+        assert {field for field in fields if not field.startswith("_")} - of_sft - ours == set()
 
 
 def test_json_has_the_whole_answer(answer):

@@ -113,3 +113,7 @@ def test_scales_do_not_decay_whatever_their_shape():
     names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
     assert [names[id(p)] for p in decayed["params"]] == ["lora_A", "lora_B"]
     assert {names[id(p)] for p in kept["params"]} == {"ia3_l", "lora_E", "time_mix"}
+    # Nor are their updates orthogonalised, which would give all numbers of a vector one length together.
+    optimizer = build("muon", torch.nn.ModuleList([model, torch.nn.Linear(4, 4, bias=False)]))
+    assert [len(group["params"]) for part in optimizer.parts for group in part.param_groups] == [1, 2, 3]
+    assert [type(part).__name__ for part in optimizer.parts] == ["Muon", "AdamW"]

@@ -99,7 +99,10 @@ class DataGuard(StepGuard[tuple[int, Late]]):
         step, (empty, same, labels, places, processes, loss) = seen[0], seen[1].read()
         if step == 1:
             self._judge_first(trainer, pl_module, loss)
-        if empty:
+        settled = pl_module.context.settled
+        # A step of fewer sequences than passes leaves some passes without a row.
+        empty -= max(0, settled.accumulate * settled.world_size - settled.rows_per_step)
+        if empty > 0:
             message = f"{empty:.0f} micro-batches of step {step} have no label: nothing is learnt from them"
             fix = "look at the rows' answers, at data.train_on and data.max_length, or at the format that reads them"
             self.act(trainer, Problem("no-labels", message, self.path, fix=fix), step=step)

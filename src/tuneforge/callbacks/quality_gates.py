@@ -12,6 +12,7 @@ from tuneforge.context import Context
 from tuneforge.data.batches import Rows
 from tuneforge.errors import Problem
 from tuneforge.schema.types import PositiveInt
+from tuneforge.settle import batch_is_met
 
 ENOUGH_SAMPLES = 50
 """Answers to read before a model is used: the guides say 50 to 100."""
@@ -85,15 +86,18 @@ class QualityGates(pl.Callback):
         return Gate(name, True, f"step {step}, {kept.monitor} {kept.sign * kept.scores[step]:.4f}", "")
 
     def _batch(self, context: Context) -> Gate:
-        documents, asked = context.settled.documents_per_step, context.config.batch
-        # Packed sequences are whole: the batch that is asked for is met to half a sequence.
-        slack = context.train_rows.documents_per_row / 2
-        value = f"{documents:.1f} documents"
-        if asked.effective_tokens is None and abs(documents - asked.effective) > slack:
-            wanted = f"the {asked.effective} that batch.effective asks for (data.packing=false)"
-            return Gate("effective batch", False, value, wanted)
+        documents, asked, rows = context.settled.documents_per_step, context.config.batch, context.train_rows
+        name, value = "effective batch", f"{documents:.1f} documents"
+        tokens = documents / rows.documents_per_row * float(rows.num_tokens.mean())
+        if not batch_is_met(asked, documents, tokens):
+            of_tokens = f"{asked.effective_tokens} tokens that batch.effective_tokens"
+            wanted = of_tokens if asked.effective_tokens is not None else f"{asked.effective} that batch.effective"
+            told = f"{tokens:,.0f} tokens, " if asked.effective_tokens is not None else ""
+            return Gate(name, False, told + value, f"the {wanted} asks for (shorter sequences, or data.packing=false)")
+        # Packed sequences are whole: what was asked for counts, as it is met.
+        counted = asked.effective if asked.effective_tokens is None else documents
         wanted = f"{self.min_batch} or more (batch.effective={self.min_batch})"
-        return Gate("effective batch", documents >= self.min_batch - slack, value, wanted)
+        return Gate(name, counted >= self.min_batch, value, wanted)
 
     def _leak(self, train: Rows, held: Rows) -> Gate:
         seen = {d.input_ids.tobytes() for d in train.documents}

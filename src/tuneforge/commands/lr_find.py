@@ -32,7 +32,7 @@ def run(request: Request) -> int:
     settings = composed.config.lr_find
     rows = source.read(composed.config.data, composed.tree["data"], composed.config.seed)
     place = fresh(composed)
-    with place.claim, library_errors_explained(composed.config):
+    with place.claim, library_errors_explained(composed.config, composed.tree):
         found = find(
             composed, source.slice_of(rows, settings.share, settings.at_least, composed.config.seed), place, with_rate
         )

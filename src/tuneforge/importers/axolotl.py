@@ -69,21 +69,41 @@ def _template(draft: Draft) -> None:
 
 
 def _task(draft: Draft) -> None:
-    wanted = draft.get("rl") or ("reward" if draft.on("reward_model") else None)
-    key = "rl" if draft.has("rl") else "reward_model"
-    if draft.on("process_reward_model"):
-        wanted, key = "process_reward", "process_reward_model"
-    if wanted and draft.choose("task_recipe", _RECIPES.get(str(wanted), str(wanted)), key):
+    key, wanted = _objective(draft)
+    if wanted and draft.choose("task_recipe", _RECIPES.get(wanted, wanted), key):
         draft.set("data.format", "preference", "datasets")
     elif wanted:
         draft.choose("task_recipe", "instruct")
-        draft.replace(f"{key}: {draft.given[key]} has no recipe here")
+        draft.replace(f"{key}: {wanted} has no recipe here")
     elif draft.has("pretraining_dataset") or _types(draft) == {"completion"}:
         draft.choose("task_recipe", "pretrain")
         draft.set("model.init", draft.result.values.get("model.init", "pretrained"))
     else:
         draft.choose("task_recipe", "instruct")
     draft.same("rl", "reward_model", "process_reward_model")
+
+
+_OTHER_TRAINERS = {
+    "process_reward_model": "process_reward", "reward_model": "reward", "kd_trainer": "distillation",
+    "diffusion_lm": "diffusion", "trainer_cls": "a trainer of your own",
+}  # fmt: skip
+"""Key -> what it trains instead of next tokens."""
+_REWARD_ROWS = {"bradley_terry": "reward", "stepwise_supervised": "process_reward"}
+"""Layout of rows -> what is trained on them."""
+
+
+def _objective(draft: Draft) -> tuple[str, str]:
+    """The key that names another training than next tokens, and which; empty where there is none."""
+    if draft.given.get("rl"):
+        return "rl", str(draft.given["rl"])
+    for key, trains in _OTHER_TRAINERS.items():
+        if draft.given.get(key):
+            return key, trains
+    for kind in sorted(_types(draft)):
+        if kind.split(".")[0] in _REWARD_ROWS:
+            return "datasets", _REWARD_ROWS[kind.split(".")[0]]
+    named = str(draft.get("type_of_model") or draft.get("model_type") or "")
+    return ("type_of_model", "reward") if "Classification" in named else ("", "")
 
 
 def _types(draft: Draft) -> set[str]:
@@ -102,7 +122,7 @@ def _method(draft: Draft) -> None:
             draft.same(key)
         return
     if adapter not in ("lora", "qlora"):
-        draft.leave("adapter", f"there is no {adapter} here; method=lora stands in")
+        draft.replace(f"adapter: {adapter} has no method here")
     shared.method(draft, "lora", ["adapter", "load_in_4bit"], "load_in_4bit", variants)
     if draft.on("load_in_8bit"):
         draft.leave("load_in_8bit", "there is no 8-bit base here: it stays in 16 bits, which costs twice its memory")

@@ -118,6 +118,11 @@ RULES: dict[str, Rule] = {
         Not(_RL),
     ),
     **every(
+        "kd_trainer kd_ce_alpha kd_alpha kd_beta kd_temperature kd_normalize_topk kd_zscore_base_temp "
+        "kd_top_k_before_softmax",
+        Not("belongs to distillation, which is not among the recipes here"),
+    ),
+    **every(
         "special_tokens added_tokens_overrides eot_tokens tokenizer_config tokenizer_legacy "
         "tokenizer_use_mistral_common resize_token_embeddings_to_32x mean_resizing_embeddings shrink_embeddings "
         "fix_untrained_tokens default_system_message chat_template_kwargs base_model_config cls_model_config "

@@ -43,6 +43,10 @@ def _model(draft: Draft) -> None:
 
 def _task(draft: Draft) -> None:
     stage = str(draft.get("stage"))
+    for key in ("do_predict", "do_eval", "export_dir"):
+        if draft.get(key) and not draft.has("dataset") and draft.given.get("do_train") is not True:
+            draft.replace(f"{key}: the file evaluates or exports a model, and trains none")
+            break
     wanted = _STAGES.get(stage, stage)
     if stage == "dpo":
         wanted = _LOSSES.get(str(draft.get("pref_loss")), "dpo")
@@ -57,9 +61,12 @@ def _task(draft: Draft) -> None:
 
 def _method(draft: Draft) -> None:
     kind = str(draft.get("finetuning_type"))
+    if kind == "freeze":
+        _freeze(draft)
+        return
     bits = draft.get("quantization_bit")
     draft.given = {**draft.given, "_four": bits == 4}
-    if kind not in ("lora", "full") and not draft.choose("method", kind, "finetuning_type"):
+    if kind not in ("lora", "full"):
         draft.replace(f"finetuning_type: {kind} has no method here")
     variants = {"use_dora": "dora", "use_rslora": "rslora", "pissa_init": "pissa"}
     trains = shared.method(draft, "full" if kind == "full" else "lora", ["finetuning_type"], "_four", variants)
@@ -71,6 +78,24 @@ def _method(draft: Draft) -> None:
     if trains:
         _adapter(draft, quantised=bits == 4)
         return
+    _no_adapter(draft)
+
+
+def _freeze(draft: Draft) -> None:
+    """Their last layers, whole; their other choices of what is trained have no equal."""
+    layers = draft.number("freeze_trainable_layers") or 0
+    odd = [key for key in ("freeze_trainable_modules", "freeze_extra_modules") if draft.get(key) not in (None, "all")]
+    if layers < 1:
+        odd.append("freeze_trainable_layers")
+    if odd:
+        draft.replace(f"finetuning_type: freeze trains the last layers whole here, and the file sets {', '.join(odd)}")
+    draft.choose("method", "freeze", "finetuning_type")
+    draft.set("method.last_layers", max(1, int(layers)), "freeze_trainable_layers")
+    draft.same("freeze_trainable_modules")
+    _no_adapter(draft)
+
+
+def _no_adapter(draft: Draft) -> None:
     for key in ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "adapter_name_or_path"):
         draft.leave(key, "no adapter is trained: it has no effect there either")
 
@@ -319,7 +344,7 @@ DIALECT = Dialect(
         "gradient_accumulation_steps": 1, "stage": "sft", "finetuning_type": "lora", "lora_rank": 8,
         "lora_dropout": 0.0, "lora_target": "all", "double_quantization": True, "val_size": 0.0, "flash_attn": "auto",
         "train_on_prompt": False, "packing": False, "disable_gradient_checkpointing": False, "bf16": False,
-        "fp16": False, "warmup_steps": 0, "dataset_dir": "data",
+        "fp16": False, "warmup_steps": 0, "dataset_dir": "data", "freeze_trainable_layers": 2,
     },
     (_model, _task, _method, _data, _run),
     "it refuses the file, or with ALLOW_EXTRA_ARGS=1 drops the key without a word",

@@ -5,18 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneforge.importers import shared
+from tuneforge.importers import shared, trl_trainers
 from tuneforge.importers.common import Dialect, Draft, Handled, Not, Rule, To, every, switch, whole
 from tuneforge.importers.trainer_args import TRAINER_RULES
 
 _ADAPTER_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-_OBJECTIVES = {
-    "dpo": ("beta", "precompute_ref_log_probs", "max_prompt_length", "f_divergence_type", "use_weighting", "rpo_alpha"),
-    "kto": ("desirable_weight", "undesirable_weight"),
-    "reward": ("center_rewards_coefficient",),
-    "grpo": ("num_generations", "max_completion_length", "reward_funcs", "reward_weights"),
-}
-"""The file does not name its trainer (the command does): keys that only one of them reads tell."""
+_RECIPES = {"DPO": "dpo", "KTO": "kto", "reward": "reward", "GRPO": "grpo"}
+"""Trainer -> the recipe that would do the same."""
 
 
 def _model(draft: Draft) -> None:
@@ -42,18 +37,31 @@ def _model(draft: Draft) -> None:
 
 
 def _task(draft: Draft) -> None:
-    for objective, keys in _OBJECTIVES.items():
-        telling = [key for key in keys if draft.has(key)]
+    trainer, telling = _trainer(draft)
+    if not trainer:
+        draft.choose("task_recipe", "instruct")
+        return
+    if not draft.has("learning_rate"):
+        draft.set("optim.lr", 1e-4 if trainer == "reward" else 1e-6, "learning_rate")
+    if draft.choose("task_recipe", _RECIPES.get(trainer, trainer)):
+        draft.set("data.format", "preference" if trainer != "GRPO" else "auto")
+    else:
+        draft.choose("task_recipe", "instruct")
+        draft.replace(f"{trainer} training has no recipe here, and the file sets {telling}")
+
+
+def _trainer(draft: Draft) -> tuple[str, str]:
+    """Which of TRL's trainers the file is for, and by what; "" for SFT. The command names the trainer, not the file."""
+    for trainer, keys in trl_trainers.KEYS.items():
+        telling = [key for key in keys.split() if draft.has(key)]
         if telling:
-            if not draft.has("learning_rate"):
-                draft.set("optim.lr", 1e-4 if objective == "reward" else 1e-6, "learning_rate")
-            if draft.choose("task_recipe", objective):
-                draft.set("data.format", "preference" if objective != "grpo" else "auto")
-            else:
-                draft.choose("task_recipe", "instruct")
-                draft.replace(f"{', '.join(telling)} belong to a {objective} run, which has no recipe here")
-            return
-    draft.choose("task_recipe", "instruct")
+            return trainer, ", ".join(telling)
+    losses = shared.listed(draft.get("loss_type"))
+    others = [loss for loss in losses if loss not in trl_trainers.OF_SFT]
+    if not others:
+        return "", ""
+    of = (trainer for trainer, names in trl_trainers.LOSSES.items() if others[0] in names.split())
+    return next(of, "DPO"), f"loss_type={','.join(losses)}"
 
 
 def _method(draft: Draft) -> None:
@@ -149,6 +157,9 @@ def _loss(draft: Draft) -> None:
     """TRL's loss is on all tokens, but for rows of prompt and completion, unless the file says otherwise."""
     answers, completions = draft.on("assistant_only_loss"), draft.get("completion_only_loss")
     columns = _columns(draft)
+    for trainer, names in trl_trainers.ROWS.items():
+        if names <= columns and not draft.result.replaced:
+            draft.replace(f"{trainer} training has no recipe here, and the rows have {' and '.join(sorted(names))}")
     if answers or completions is True:
         draft.set("data.train_on", "assistant", "assistant_only_loss", "completion_only_loss")
     elif completions is False or columns & {"messages", "text"}:
@@ -226,7 +237,6 @@ RULES: dict[str, Rule] = {
         "assistant_only_loss completion_only_loss dataset_text_field",
         Handled(),
     ),
-    "beta": To("task_recipe.beta"),
     "seed": To("seed", whole),
     "bnb_4bit_quant_type": Not("NF4 is what there is", ("nf4",)),
     "bnb_4bit_quant_storage": Not(
@@ -251,16 +261,8 @@ RULES: dict[str, Rule] = {
         Not("only about speed or loading there: it changes nothing of what is learnt"),
     ),
     **every("use_liger router_aux_loss_coef lora_target_parameters num_of_sequences", Not(_OTHER)),
-    **every(
-        "max_prompt_length max_completion_length precompute_ref_log_probs precompute_ref_batch_size loss_weights "
-        "ld_alpha f_divergence_type f_alpha_divergence_coef label_smoothing use_weighting rpo_alpha discopop_tau "
-        "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps disable_dropout reference_free use_logits_to_keep "
-        "desirable_weight undesirable_weight center_rewards_coefficient num_generations reward_funcs reward_weights "
-        "reward_model_name_or_path generation_batch_size steps_per_generation temperature top_p top_k min_p use_vllm "
-        "vllm_mode num_iterations epsilon epsilon_high scale_rewards log_completions mask_truncated_completions "
-        "generate_during_eval model_adapter_name ref_adapter_name force_use_ref_model",
-        Not(_RL),
-    ),
+    **every(" ".join(trl_trainers.KEYS.values()), Not(_RL)),
+    "beta": To("task_recipe.beta"),
 }
 
 DIALECT = Dialect(

@@ -132,7 +132,15 @@ class Objective(pl.LightningModule):
         method = self.context.method
         if method.quantises == 0:
             base.to(self.context.machine.device)  # type: ignore[arg-type]
-        method.observe(base, self.context.first_batches(method.num_observed, base.device))
+        batches = self.context.first_batches(method.num_observed, base.device)
+        attention = base.config._attn_implementation
+        if base.dtype != torch.float32 or attention != "flash_attention_2":
+            method.observe(base, batches)
+            return
+        # Flash attention computes fp32 weights under autocast alone, where what is observed could not be decomposed.
+        base.set_attn_implementation("sdpa")
+        method.observe(base, batches)
+        base.set_attn_implementation(attention)
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; 4-bit layers always stay in train mode.

@@ -105,7 +105,9 @@ class CausalLM(Objective):
             # Without labels, one placeholder position is in `keep`.
             total = total + self._kl * near * self.passes * self.count(batch).clamp(max=1)
         if self._balance is not None:
-            total = total + self._balance.loss(batch)
+            # A mean over the passes that have rows: a step of few sequences leaves some devices without one.
+            with_rows = min(self.passes, self.context.settled.rows_per_step)
+            total = total + self._balance.loss(batch) * self.passes / with_rows
         return self.penalised(total)
 
     def hold_nearer(self, factor: float) -> list[str]:

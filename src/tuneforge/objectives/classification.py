@@ -109,7 +109,10 @@ class Classification(Objective):
         for document in documents:
             ids = document.input_ids
             batch: Any = collate([(ids, document.labels, np.ones_like(ids), 1)])
-            (given,) = self.predicted(self.logits({k: v.to(self.device) for k, v in batch.items()}))  # type: ignore[arg-type]
+            moved: Any = {k: v.to(self.device) for k, v in batch.items()}
+            # Callbacks run outside of Lightning's autocast: the evaluation's predictions are made within it.
+            with self.trainer.precision_plugin.forward_context():
+                (given,) = self.predicted(self.logits(moved))
             answers.append(self.named(given.cpu().numpy()))
         return answers
 

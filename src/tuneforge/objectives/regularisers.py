@@ -32,7 +32,9 @@ class Consolidation:
         module.eval()
         for batch in context.general_batches(module.device):
             module.zero_grad()
-            (module.loss_sum(batch) / batch["num_labels"]).backward()
+            with module.trainer.precision_plugin.forward_context():
+                loss = module.loss_sum(batch) / batch["num_labels"]
+            loss.backward()
             for name, parameter in own.items():
                 if parameter.grad is not None:
                     totals[name] += parameter.grad.float() ** 2

@@ -46,6 +46,8 @@ def memory_setting(
         "logits_rows_fraction": logits_rows_fraction,
         # Few architectures lack it, and only the model's code says which: a run has worked it out by then.
         "attention": "sdpa" if config.model.attn_implementation == "auto" else config.model.attn_implementation,
+        # bf16-true keeps trained weights and their gradients in it too; the optimizer's states are counted in fp32.
+        "trainable_bytes": 2 if precision == "bf16-true" else 4,
         "compute_bytes": 4 if precision.startswith("32") else 2,
         "gradient_checkpointing": checkpointing,
         "activation_offload": config.trainer.activation_offload and kind in ("cuda", "rocm"),

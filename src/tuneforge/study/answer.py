@@ -20,7 +20,7 @@ from tuneforge.console import say
 from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
 from tuneforge.importers.translation import Translation, experiment
-from tuneforge.shell import command
+from tuneforge.shell import again, command
 from tuneforge.study.store import Kept, load_study
 
 EDGE = 0.02
@@ -80,7 +80,7 @@ class Answer:
 
     def command(self, trial: FrozenTrial) -> str:
         """A trial's config as a command, at full length: without what made the trials cheap."""
-        return command(*self.kept.fixed, *trial.user_attrs["overrides"], config_dirs=self.kept.config_dirs)
+        return command(*again(self.kept.fixed), *trial.user_attrs["overrides"], config_dirs=self.kept.config_dirs)
 
     @property
     def best_command(self) -> str:
@@ -102,7 +102,7 @@ class Answer:
     def write_experiment(self) -> None:
         """Write `best.yaml`."""
         dirs = [Path(d) for d in self.kept.config_dirs]
-        chosen, values = _split([*self.kept.fixed, *self.best[0].user_attrs["overrides"]], dirs)
+        chosen, values = _split([*again(self.kept.fixed), *self.best[0].user_attrs["overrides"]], dirs)
         text = experiment(Translation("", choices=chosen, values=values, name="best"), self.experiment)
         write_text(self.experiment, text)
 
