@@ -110,7 +110,7 @@ def test_the_console_is_quiet_and_ends_with_what_to_do_next(finished):
 
 
 def test_a_profile_of_another_machine_warns_in_one_line_and_runs(command):
-    ran = command("method=qlora", "hardware=rtx4090", *QUICK)
+    ran = command("method=qlora", "hardware=rtx4090", *QUICK, "batch.effective=10")
     assert ran.code == 0
     warnings = [line for line in ran.out.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1

@@ -40,6 +40,7 @@ def _task(draft: Draft) -> None:
     trainer, telling = _trainer(draft)
     if not trainer:
         draft.choose("task_recipe", "instruct")
+        draft.note("TRL's command names the trainer, and this file does not: it is read as the config of `trl sft`")
         return
     if not draft.has("learning_rate"):
         draft.set("optim.lr", 1e-4 if trainer == "reward" else 1e-6, "learning_rate")
