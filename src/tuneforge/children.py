@@ -18,6 +18,11 @@ GRACE = 30.0
 """Seconds that processes have to end by themselves."""
 
 
+def to_hear() -> list[signal.Signals]:
+    """The signals that end a run with a checkpoint. SIGHUP (a closed terminal) is not, where `nohup` has it ignored."""
+    return [n for n in EXIT_OF if n is not signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+
+
 @contextmanager
 def passing_on(children: Callable[[], Iterable[Child]]) -> Iterator[list[int]]:
     """Within, a signal goes to every child there is by then; gives the list of those that came."""
@@ -28,7 +33,7 @@ def passing_on(children: Callable[[], Iterable[Child]]) -> Iterator[list[int]]:
         for child in children():
             child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in EXIT_OF}
+    before = {number: signal.signal(number, forward) for number in to_hear()}
     try:
         yield received
     finally:

@@ -133,6 +133,8 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
     resolved, reads = resolution.of(tree), resolution.reads
     masking.remember_keys(resolved)
     problems += masked_values(resolved)
+    for place, key in ((run_dir, "hydra.run.dir"), (Path(str(resolved.get("output_root", ""))), "output_root")):
+        problems += secret_in_path(place, key)
     used = used_plugins(choices, resolved)
     composed = judge(resolved, origins, [*problems, *_plugin_problems(choices, used)])
     return dataclasses.replace(
@@ -183,6 +185,14 @@ def reread(tree: Mapping[str, Any], paths: Collection[str]) -> tuple[dict[str, A
     known = leaves(resolved)
     masking.remember_keys(resolved)
     return replaced(tree, {p: known[p] for p in paths if p in known}), problems, reads
+
+
+def secret_in_path(folder: Path, path: str) -> Iterator[Problem]:
+    """A folder's name is in every message and listing, and cannot be masked there."""
+    shown = masking.mask(str(folder), pairs=False)
+    if shown.count(masking.MASK) > str(folder).count(masking.MASK):
+        message = "names a folder after a secret, which every listing would show"
+        yield Problem("secret-in-path", message, path, fix=f"leave the secret out of the name: {shown}")
 
 
 def masked_values(tree: Mapping[str, Any]) -> Iterator[Problem]:

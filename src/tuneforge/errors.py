@@ -18,7 +18,12 @@ EXIT_USER = 2
 EXIT_REFUSED = 3
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
-EXIT_OF = {signal.SIGINT: EXIT_SIGINT, signal.SIGTERM: EXIT_SIGTERM, signal.SIGUSR1: EXIT_SIGTERM}
+EXIT_OF = {
+    signal.SIGINT: EXIT_SIGINT,
+    signal.SIGTERM: EXIT_SIGTERM,
+    signal.SIGHUP: EXIT_SIGTERM,
+    signal.SIGUSR1: EXIT_SIGTERM,
+}
 """Each signal that is heard, and the exit code it ends in; SIGUSR1 ends in 0 where a cluster starts the job again."""
 
 

@@ -23,7 +23,7 @@ from tuneforge.data.batches import StepSampler
 from tuneforge.data.source import Source
 from tuneforge.errors import RefusedError
 from tuneforge.finish import measure
-from tuneforge.resume import Place
+from tuneforge.resume import RANGE_TEST, Place
 from tuneforge.sharding import clip_gradients
 from tuneforge.targets import make
 
@@ -60,7 +60,7 @@ def find(composed: Composed, rows: Source, place: Place, command: Callable[[floa
     rates, losses = _sweep(context, trainer, module, loaders)
     smooth = smoothed(losses)
     found = Found(rates, losses, smooth, suggestion(rates, smooth), len(losses) < context.config.lr_find.steps)
-    write_json(place.folder.root / "lr_find.json", asdict(found))
+    write_json(place.folder.root / RANGE_TEST, asdict(found))
     draw(found, place.folder.root / "lr_find.png")
     page = {
         "low": found.rates[0], "high": found.rates[-1], "steps": len(found.rates), "diverged": found.diverged,

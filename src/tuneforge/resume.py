@@ -13,7 +13,15 @@ from typing import Any
 
 from tuneforge.artifacts import owned, whole
 from tuneforge.artifacts.claim import Claim, ForeignError, HeldError
-from tuneforge.artifacts.folder import STOPPED, RunFolder, is_marked
+from tuneforge.artifacts.folder import (
+    MARK,
+    STOPPED,
+    RunFolder,
+    in_the_way,
+    is_marked,
+    is_marker_copied,
+    read_metrics,
+)
 from tuneforge.artifacts.kept import read_config, read_record
 from tuneforge.compose import Composed
 from tuneforge.console import say, warn
@@ -24,7 +32,7 @@ from tuneforge.shell import local_path, typed
 from tuneforge.world import restarts
 
 # What may differ between a run and its resumption: where it looks, what it prints, how long it goes on, how many
-# processes collate rows, and how a step is spread, as long as its rows are the same (`check_spread`).
+# processes collate rows, and how a step is spread, as long as its rows are the same (`resume_checks`).
 MAY_CHANGE = (
     "resume",
     "output_root",
@@ -49,6 +57,9 @@ _SECOND = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d")
 
 RECORD_KEYS = {"identity", "status", "data"}
 """Keys by which a run.json is taken for one, in a folder without a marker."""
+
+RANGE_TEST = "lr_find.json"
+"""In the folder of `tuneforge lr_find`: what it saw."""
 
 RESULTS = ("adapter", "model")
 """Folders of a run's result."""
@@ -108,12 +119,13 @@ def _newest(composed: Composed, rows: Source) -> Place:
 
 def _named(composed: Composed, rows: Source, wanted: str) -> Place:
     path = local_path(wanted)
+    path = path.resolve() if path.is_symlink() else path  # the user's own name for a run (`latest`)
     if (path / whole.MANIFEST).is_file() or (path.is_dir() and path.parent.name == "checkpoints"):
         return _held(composed, rows, path.parent.parent, path)
     if (path / "run.json").is_file():
         return _held(composed, rows, path)
     if is_marked(path):
-        return _in(path)
+        return _in(path, key="resume")
     raise TuneforgeError(
         "nothing-to-resume",
         f"{wanted} is neither a run folder (with run.json) nor a checkpoint (step-... with {whole.MANIFEST})",
@@ -160,110 +172,56 @@ def fresh(composed: Composed) -> Place:
     raise AssertionError("numbers do not end")
 
 
-def _in(root: Path, *, new: bool = False) -> Place:
+def _in(root: Path, *, new: bool = False, key: str = "hydra.run.dir") -> Place:
     """A run that starts in this folder: a new or empty one, or one that a run was ended in before it had a record."""
     record = root / "run.json"
+    if not is_marked(root) and _facts(record).keys() >= RECORD_KEYS:  # of before folders had markers
+        raise _holds_a_run(root)
     try:
-        claim = Claim(root, new=new, known=_facts(record).keys() >= RECORD_KEYS)
+        claim = Claim(root, new=new)
     except HeldError as held:
         raise _in_use(held) from held
     except ForeignError as error:
-        raise _foreign(error) from error
-    if record.exists():
-        claim.release()
-        raise TuneforgeError(
-            "folder-in-use",
-            f"{root} already holds a run, and nothing is overwritten",
-            path="hydra.run.dir",
-            fix=f"choose another folder, or go on with it: {typed('resume', root)}",
-        )
+        raise _foreign(error, key) from error
+    try:
+        _require_unused(root, claim, key)
+    except TuneforgeError:
+        claim.release(unused=True)
+        raise
     if claim.was_marked:
         say(f"{root} is of a run that was ended before it had begun: it starts there afresh")
         owned.tidy(root, RESULTS)
     return Place(RunFolder(root), claim=claim)
 
 
-def _foreign(error: ForeignError) -> TuneforgeError:
+def _require_unused(root: Path, claim: Claim, key: str) -> None:
+    """Nothing, where a run can start in a claimed folder.
+
+    Raises:
+        TuneforgeError: it holds a run or a range test, or its marker is that of another folder.
+    """
+    if (root / "run.json").exists():
+        raise _holds_a_run(root)
+    if (root / RANGE_TEST).exists():
+        message = f"{root} holds a learning-rate range test, and nothing is overwritten"
+        raise TuneforgeError("folder-in-use", message, path=key, fix="choose another folder")
+    if claim.was_marked and is_marker_copied(root):
+        raise _foreign(ForeignError(root, f"has a marker ({MARK}) that was copied from another folder"), key)
+
+
+def _holds_a_run(root: Path) -> TuneforgeError:
     return TuneforgeError(
-        "folder-not-a-run",
-        f"{error}, and a run writes only into a folder that it made, that is empty or that is a run",
+        "folder-in-use",
+        f"{root} already holds a run, and nothing is overwritten",
         path="hydra.run.dir",
-        fix="name a folder that does not exist yet",
+        fix=f"choose another folder, or go on with it: {typed('resume', root)}",
     )
 
 
-def check_spread(composed: Composed, place: Place, settled: Mapping[str, Any]) -> None:
-    """Say how a resumed run's steps are spread over processes, where that is not as it was.
-
-    Args:
-        composed: the config.
-        place: where the run goes on.
-        settled: the numbers that it is to be run with, as in run.json.
-
-    Raises:
-        TuneforgeError: its steps would have another number of rows, and the position in a checkpoint counts steps.
-    """
-    if place.checkpoint is None:
-        return
-    facts, root = read_record(place.folder.root), place.folder.root
-    then, now = _rows_per_step(facts["settled"]), _rows_per_step(settled)
-    before, after = _spread(facts["choices"], facts["settled"]), _spread(composed.choices, settled)
-    if then != now:
-        raise TuneforgeError(
-            "batch-changed",
-            f"a step of {root} takes {then} rows, and would take {now} now ({after}): an earlier version of tuneforge "
-            "rounded a step to whole passes of batch.per_device rows on every device",
-            path="resume",
-            fix="start a new run without resume",
-        )
-    if before != after:
-        say(
-            f"resume: {after} instead of {before}: the same rows a step; sums are rounded in another order, and "
-            "dropout, if there is any, draws other masks"
-        )
-
-
-def check_tokens(composed: Composed, place: Place, now: Mapping[str, str]) -> None:
-    """Refuse to continue a run with a template or tokenizer that has changed; with `--from`, warn.
-
-    Args:
-        composed: the config.
-        place: where the run continues.
-        now: the digests of the template and the tokenizer, by config key.
-
-    Raises:
-        TuneforgeError: the same rows become other tokens than before the checkpoint.
-    """
-    fix = "put its file back as it was, or start a new run without resume"
-    if composed.base is not None:
-        for key, message in _other_tokens(composed.base, now).items():
-            warn(Problem("other-tokens", message, key, fix="put its file back as it was, unless that is meant"))
-    if place.checkpoint is not None:
-        changed = _other_tokens(place.folder.root, now)
-        if changed:
-            raise TuneforgeError.of(Problem("tokens-changed", text, key, fix=fix) for key, text in changed.items())
-
-
-def _other_tokens(root: Path, now: Mapping[str, str]) -> dict[str, str]:
-    """Config key -> what made the tokens of the run in `root` and is different now."""
-    before = read_record(root)["data"].get("tokenised_by", {})
-    what = {"model.chat_template": "chat template", "model.path": "tokenizer"}
-    return {
-        key: f"the {what[key]} is not that of {root}: sha256 {before[key][:16]} then, {digest[:16]} now"
-        for key, digest in now.items()
-        if before.get(key, digest) != digest
-    }
-
-
-def _rows_per_step(settled: Mapping[str, Any]) -> int:
-    """Rows of an optimizer step; runs of version 0.1 and before recorded its factors alone."""
-    product = settled["per_device"] * settled["accumulate"] * settled["world_size"]
-    return int(settled.get("rows_per_step", product))
-
-
-def _spread(choices: Mapping[str, Any], settled: Mapping[str, Any]) -> str:
-    rows = f"{settled['per_device']} rows x {settled['accumulate']} x {settled['world_size']}"
-    return f"strategy={choices['strategy']}, {rows}"
+def _foreign(error: ForeignError, key: str) -> TuneforgeError:
+    fix = "name the folder of a run" if key == "resume" else "name a folder that does not exist yet"
+    message = f"{error}, and a run writes only into a folder that it made, that is empty or that is a run"
+    return TuneforgeError("folder-not-a-run", message, path=key, fix=fix)
 
 
 def _held(composed: Composed, rows: Source, root: Path, checkpoint: Path | None = None) -> Place:
@@ -275,16 +233,18 @@ def _held(composed: Composed, rows: Source, root: Path, checkpoint: Path | None 
 
 def _continue(composed: Composed, rows: Source, root: Path, checkpoint: Path | None = None) -> Place:
     # Nothing is written into a folder before it is known to hold a run.
+    for link in (root / name for name in ("run.json", "config.yaml") if (root / name).is_symlink()):
+        raise in_the_way(link)
     read_record(root)
     read_config(root)
     try:
         claim = Claim(root, known=True)
     except ForeignError as error:
-        raise _foreign(error) from error
+        raise _foreign(error, "resume") from error
     try:
         return _go_on(composed, rows, claim, checkpoint)
     except BaseException:
-        claim.release()
+        claim.release(unused=True)
         raise
 
 
@@ -295,6 +255,7 @@ def _go_on(composed: Composed, rows: Source, claim: Claim, checkpoint: Path | No
         raise _config_changed(composed, root)
     _refuse_other_rows(composed, root, facts["data"], rows)
     _refuse_the_same_end(composed, root, facts)
+    read_metrics(RunFolder(root).metrics)  # a damaged one is told before anything is written
     whole.tidy(root / "checkpoints")
     owned.tidy(root, RESULTS)
     if checkpoint is not None:

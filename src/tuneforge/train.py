@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from tuneforge import resume
+from tuneforge import resume, resume_checks
 from tuneforge.compat import import_bitsandbytes
 from tuneforge.compose import Composed
 from tuneforge.console import quiet_libraries, say, warn
@@ -84,8 +84,8 @@ def train(composed: Composed, rows: "Source", place: "Place") -> int:
 
     with library_errors_explained(composed.config, composed.tree):
         context = prepare(composed, rows, place.folder)
-        resume.check_spread(composed, place, context.settled.as_dict())
-        resume.check_tokens(composed, place, digests(context.tokenizer))
+        resume_checks.check_spread(composed, place, context.settled.as_dict())
+        resume_checks.check_tokens(composed, place, digests(context.tokenizer))
         record = Record.of(composed, context, rows, resumed=place.checkpoint is not None)
     try:
         with heard(), library_errors_explained(composed.config, composed.tree):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import sqlite3
 
 import pytest
@@ -96,8 +97,31 @@ def test_a_line_that_was_cut_short_is_left_out_and_said_and_any_other_is_an_erro
         with pytest.raises(TuneforgeError, match=rf"metrics.jsonl line {line}"):
             read_metrics(path)
     path.write_bytes(b"\xff\xfe\n")
-    with pytest.raises(TuneforgeError, match="it is no UTF-8"):
+    with pytest.raises(TuneforgeError, match="line 1 is no UTF-8"):
         read_lines(path, {})
+    # Cut within a character, or filled with zeros by a machine that lost its power; a line may hold U+2028.
+    for last in ("\u00fc".encode()[:1], b"\0\0\0"):
+        path.write_bytes('{"step": 1, "text": "\u2028\x85"}\n'.encode() + last)
+        assert read_lines(path, {"step": int}) == [{"step": 1, "text": "\u2028\x85"}]
+    path.write_bytes(b"")
+    assert read_lines(path, {}) == []
+
+
+@pytest.mark.parametrize("kept", ["", "{", '{"step": 1}\n{"st\n{"step": 2}\n'])
+def test_a_run_killed_before_its_record_starts_afresh_whatever_its_log_is(tmp_path, kept):
+    from tuneforge.artifacts.loggers import MetricsFile
+
+    (tmp_path / "metrics.jsonl").write_text(kept)
+    MetricsFile(tmp_path / "metrics.jsonl", keep_to_step=-1)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_log_with_a_torn_line_is_told_before_a_run_goes_on(composed, root):
+    (root / "metrics.jsonl").write_text('{"step": 1}\n{"st{"step": 2}\n')
+    before = files(root)
+    with pytest.raises(TuneforgeError, match=r"metrics.jsonl line 2 is no JSON"):
+        resumed(composed, root)
+    assert files(root) == before
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -198,7 +222,7 @@ def test_a_damaged_adapter_is_named_before_weights_load(tmp_path, file, damage):
 
 
 def test_a_run_whose_process_is_gone_is_not_said_to_run(composed, made, tmp_path):
-    from tuneforge.artifacts.claim import Claim, status_of
+    from tuneforge.artifacts.claim import Claim, status_of, write_gone
 
     root = tmp_path / "run"
     shutil.copytree(made, root)
@@ -212,6 +236,13 @@ def test_a_run_whose_process_is_gone_is_not_said_to_run(composed, made, tmp_path
     (root / ".lock").write_text(f"process {os.getpid()} on x")  # left by a kill
     assert run(["report", str(root)]) == 0
     assert "interrupted (its process is gone)" in (root / "report.html").read_text()
+    assert json.loads((root / "run.json").read_text())["status"] == "running"  # x is another machine, where it may run
+    (root / ".lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    with Claim(root):
+        write_gone(root)
+        assert json.loads((root / "run.json").read_text())["status"] == "running"
+    assert run(["report", str(root)]) == 0
+    assert json.loads((root / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_shapes_name_the_place():

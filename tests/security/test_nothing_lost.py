@@ -11,6 +11,7 @@ import pytest
 from stand_in import ROWS, digest, files, stand_in
 from tuneforge import resume
 from tuneforge.artifacts import owned
+from tuneforge.artifacts.claim import Claim
 from tuneforge.artifacts.folder import MARK, mark, write_bytes
 from tuneforge.cli import run
 from tuneforge.compose import compose
@@ -69,6 +70,96 @@ def test_an_empty_folder_is_a_place_for_a_run(composed, tmp_path):
     with place.claim:
         stand_in(composed, place)
     assert (tmp_path / MARK).is_file()
+
+
+@pytest.fixture
+def claim_sweep():
+    return lambda folder: store.claim(folder, named=True, output_root=folder.parent, wanted="w").release()
+
+
+def test_a_marker_that_was_copied_makes_no_run_of_a_folder(composed, claim_sweep, tmp_path):
+    """Copied with `cp`, the marker of a killed run would let the next one write over config.yaml and metrics.jsonl."""
+    mine = tmp_path / "mine"
+    (mine / ".adapter.0badcafe.tmp").mkdir(parents=True)
+    for kind, folder in (("run", mine), ("temporary", mine / ".adapter.0badcafe.tmp")):
+        (tmp_path / kind).mkdir()
+        mark(tmp_path / kind, kind)
+        (folder / MARK).write_bytes((tmp_path / kind / MARK).read_bytes())
+    for name in ("config.yaml", "metrics.jsonl", ".adapter.0badcafe.tmp/thesis.tex"):
+        (mine / name).write_text("mine")
+    before = files(mine)
+    for choose in (
+        lambda: resume.fresh(dataclasses.replace(composed, run_dir=mine)),
+        lambda: resume._named(composed, ROWS, str(mine)),
+        lambda: claim_sweep(mine),
+    ):
+        with pytest.raises(TuneforgeError) as raised:
+            choose()
+        assert raised.value.problems[0].code == "folder-not-a-run"
+    owned.tidy(mine, resume.RESULTS)
+    assert files(mine) == before
+
+
+def test_a_run_goes_into_no_sweep_and_a_sweep_into_no_run(composed, claim_sweep, tmp_path):
+    for kind in ("run", "sweep"):
+        (tmp_path / kind).mkdir()
+        mark(tmp_path / kind, kind)
+        (tmp_path / kind / "report.html").write_text("its page")
+    before = files(tmp_path)
+    for choose, says in (
+        (lambda: resume.fresh(dataclasses.replace(composed, run_dir=tmp_path / "sweep")), "the folder of a sweep"),
+        (lambda: resume._named(composed, ROWS, str(tmp_path / "sweep")), "the folder of a sweep"),
+        (lambda: claim_sweep(tmp_path / "run"), "the folder of a run"),
+    ):
+        with pytest.raises(TuneforgeError, match=says):
+            choose()
+    assert files(tmp_path) == before
+
+
+def test_a_refused_run_leaves_no_marker_in_a_folder_of_before_there_were_any(composed, tmp_path):
+    root = tmp_path / "run"
+    place = resume.fresh(dataclasses.replace(composed, run_dir=root))
+    with place.claim:
+        stand_in(composed, place)
+    (root / MARK).unlink()
+    before = files(root)
+    other = dataclasses.replace(composed, tree={**composed.tree, "seed": 5}, run_dir=root)
+    for choose, code in (
+        (lambda: resume.fresh(other), "folder-in-use"),
+        (lambda: resume._named(other, ROWS, str(root)), "config-changed"),
+    ):
+        with pytest.raises(TuneforgeError) as raised:
+            choose()
+        assert raised.value.problems[0].code == code
+        assert files(root) == before
+
+
+def test_a_range_test_is_not_written_over(composed, tmp_path):
+    mark(tmp_path, "run")
+    (tmp_path / resume.RANGE_TEST).write_text("{}")
+    with pytest.raises(TuneforgeError, match="holds a learning-rate range test"):
+        resume.fresh(dataclasses.replace(composed, run_dir=tmp_path))
+
+
+def test_a_run_is_gone_on_with_by_a_link_to_it(composed, tmp_path):
+    place = resume.fresh(dataclasses.replace(composed, run_dir=tmp_path / "run"))
+    with place.claim:
+        stand_in(composed, place)
+    (tmp_path / "latest").symlink_to("run")
+    again = resume._named(composed, ROWS, str(tmp_path / "latest"))
+    with again.claim:
+        assert again.folder.root == tmp_path / "run"
+
+
+def test_an_answer_that_the_user_changed_is_kept_aside(tmp_path, capsys):
+    with Claim(tmp_path / "sweep", kind="sweep"):
+        best = tmp_path / "sweep" / "experiment" / "best.yaml"
+        for text in ("a: 1", "a: 2"):
+            owned.put_text(tmp_path / "sweep", "experiment/best.yaml", text)
+        best.write_text("a: 3")
+        owned.put_text(tmp_path / "sweep", "experiment/best.yaml", "a: 4")
+    assert {p.name: p.read_text() for p in best.parent.iterdir()} == {"best.yaml": "a: 4", "kept-best.yaml-1": "a: 3"}
+    assert "it is kept as" in " ".join(capsys.readouterr().out.split())
 
 
 # ---- links where a run writes

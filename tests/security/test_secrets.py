@@ -24,6 +24,13 @@ SHAPES = {
     "slack": "xoxb-123456789012-123456789012-AbCdEfGhIjKlMnOp",
     "jwt": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U",
     "stripe": "sk_" + "live_AbCdEfGhIjKlMnOpQrStUvWx",
+    "groq": "gsk_" + "AbCdEfGhIjKlMnOpQrStUvWxYz0123456789AbCdEfGhIj",
+    "nvidia": "nvapi-" + "AbCdEfGhIjKlMnOpQrStUvWxYz0123456789",
+    "docker": "dckr_pat_" + "AbCdEfGhIjKlMnOpQrStUvWxYz",
+    "vault": "hvs." + "AbCdEfGhIjKlMnOpQrStUvWxYz",
+    "langsmith": "lsv2_pt_" + "0123456789abcdef0123456789abcdef_0123456789",
+    "telegram": "110201543:AA" + "HdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1",
+    "shopify": "shpat_" + "0123456789abcdef0123456789abcdef",
     "npm": "npm_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789",
     "private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA\n-----END RSA PRIVATE KEY-----",
 }
@@ -54,6 +61,11 @@ def test_tokens_of_vendors_are_masked_in_any_text(vendor):
         ("{'api_key': 'a b c', 'b': 1}", "{'api_key': '***', 'b': 1}"),
         ("  password: abc", "  password: ***"),
         ("Authorization: Bearer abcdefghij", "Authorization: ***"),
+        ("sent X-Api-Key: abcdef to host", "sent X-Api-Key: *** to host"),
+        ("postgresql://me@server:pass@host/db", "postgresql://me@server:***@host/db"),
+        ("AccountName=x;AccountKey=abc==;Suffix=core", "AccountName=x;AccountKey=***;Suffix=core"),
+        ("run --api-key abcdef --steps 3", "run --api-key *** --steps 3"),
+        ("password = hunter2", "password = ***"),
     ],
 )  # fmt: skip
 def test_secrets_are_found_in_text(text, shown):
@@ -71,6 +83,11 @@ def test_secrets_are_found_in_text(text, shown):
         "a.api_key=${oc.env:KEY}",
         "data.max_length=128",
         "the token: 3 of 5",
+        "git+ssh://git@github.com:org/repo.git@main",
+        "data.columns.token=tok",
+        "sort_key=abc --pad-token <pad> key=value",
+        "{'token': '<|user|>', 'signature': '(a, b)'}",
+        "sk-learn-and-more-things-to-come",
     ],
 )
 def test_what_is_no_secret_stays(text):
@@ -86,14 +103,35 @@ def test_names_of_secrets_are_told_from_tokens_of_a_vocabulary():
         "db_password",
         "client-secret",
         "token",
+        "PGPASSWORD",
+        "DB_PASS",
+        "openai_key",
+        "access_tokens",
+        "session_cookie",
     ):
         assert is_secret_key(key), key
-    for key in ("eos_token", "pad_token", "max_new_tokens", "add_tokens", "key", "seed", "label_tokens_per_step"):
+    tokens = ("eos_token", "pad_token", "max_new_tokens", "add_tokens", "label_tokens_per_step", "think_token")
+    for key in (*tokens, "key", "sort_key", "key_column", "public_key", "signature", "forward_pass", "seed"):
         assert not is_secret_key(key), key
-    assert masked({"credentials": {"user": "a", "x": [1]}, "eos_token": "</s>"}) == {
+    assert masked({"credentials": {"user": "a", "x": [1]}, "eos_token": "</s>", "columns": {"token": "tok"}}) == {
         "credentials": {"user": "***", "x": ["***"]},
         "eos_token": "</s>",
+        "columns": {"token": "tok"},
     }
+
+
+def test_what_is_known_is_found_in_other_spellings():
+    """A library quotes a value for a URL, escapes it in JSON, or prints a file line by line."""
+    masking.remember('p@ss/w"rd\nsecond line')
+    masking.remember_keys({"api_key": 123456789, "url": "https://h/f?sig=kumquat"})
+    for text in (
+        "p%40ss%2Fw%22rd%0Asecond%20line",
+        'p@ss/w\\"rd\\nsecond line',
+        "the second line",
+        "123456789",
+        "kumquat",
+    ):
+        assert "***" in mask(text), text
 
 
 @pytest.mark.parametrize("text", ["x.-" * 40_000 + "://key", "eyJ-" * 30_000, "a='" * 30_000 + "key", "key: " * 30_000])
@@ -238,6 +276,15 @@ def test_no_sweep_chooses_between_secrets(planted, refused, tmp_path):
     assert "callbacks.spy.api_key: is swept over secrets" in said
     assert "kumquat" not in said
     assert not (tmp_path / "sweep").exists()
+
+
+def test_no_folder_is_named_after_a_secret(refused, tmp_path):
+    swept = ["-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/{SHAPES['openai']}"]
+    for typed in ([f"hydra.run.dir={tmp_path}/{SHAPES['slack']}"], swept):
+        said = refused(*typed)
+        assert "names a folder after a secret" in said
+        assert f"leave the secret out of the name: {tmp_path}/***" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,22 @@ def test_under_slurm_sigusr1_queues_the_job_again(command, monkeypatch, tmp_path
     assert ("failed: no permission" in ran.out) == bool(answer)
 
 
+def test_a_closed_terminal_is_heard_unless_nohup_asked_to_ignore_it(monkeypatch):
+    from tuneforge.callbacks.signals import Stopped, heard
+
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(Stopped), heard():
+            os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with heard():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_outside_of_training_is_heard_too(command, monkeypatch):
     """While the base is measured there is nothing to keep; while the result is, the last checkpoint is there."""
     from tuneforge.objectives.causal_lm import CausalLM

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tuneforge.artifacts.folder import MARK, in_the_way, is_marked, mark
+from tuneforge.artifacts.folder import MARK, in_the_way, is_marked, kind_of, mark, read_json, write_json
 from tuneforge.console import warn
 
 NAME = ".lock"
@@ -60,7 +60,7 @@ class Claim:
         except FileExistsError:
             if new:
                 raise
-            _refuse_foreign(root, known)
+            _refuse_foreign(root, kind, known)
         self.was_marked = is_marked(root)
         """Another claim was here, and is over."""
         try:
@@ -71,9 +71,9 @@ class Claim:
             self._remove_made()
             raise
 
-    def release(self) -> None:
-        """Let others have it."""
-        if not self.was_marked and {p.name for p in self.root.iterdir()} <= {MARK, NAME}:
+    def release(self, *, unused: bool = False) -> None:
+        """Let others have it. `unused`: nothing was written, and the marker goes where this claim has written it."""
+        if not self.was_marked and (unused or {p.name for p in self.root.iterdir()} <= {MARK, NAME}):
             (self.root / MARK).unlink(missing_ok=True)
         (self.root / NAME).unlink(missing_ok=True)
         os.close(self.descriptor)
@@ -116,12 +116,31 @@ def status_of(root: Path, status: str) -> str:
     return "interrupted (its process is gone)" if gone else status
 
 
-def _refuse_foreign(root: Path, known: bool) -> None:
-    """Nothing, where the folder is empty, has a marker, or is `known`, and no link leads out of it."""
+def write_gone(root: Path) -> None:
+    """Correct the record of a run whose process is gone without a word: SIGKILL, or a machine that went away.
+
+    Only on the machine that it ran on: locks of others are not seen on every shared disk.
+    """
+    record = root / "run.json"
+    with suppress(OSError, ValueError, HeldError, ForeignError):
+        text = (root / NAME).read_text(encoding="utf-8") if (root / NAME).exists() else ""
+        if text and not text.endswith(f" on {socket.gethostname()}"):
+            return
+        if is_marked(root) and read_json(record)["status"] == "running" and is_held(root) is False:
+            with Claim(root, known=True):
+                facts = read_json(record)
+                if facts["status"] == "running":
+                    write_json(record, {**facts, "status": "interrupted"})
+
+
+def _refuse_foreign(root: Path, kind: str, known: bool) -> None:
+    """Nothing, where the folder is empty, has a marker of this kind, or is `known`, and no link leads out of it."""
     if root.is_symlink():
         raise ForeignError(root, f"is a link to {os.readlink(root)}")
     if not root.is_dir():
         raise ForeignError(root, "is a file")
+    if is_marked(root) and kind_of(root) not in ("", kind):
+        raise ForeignError(root, f"is the folder of a {kind_of(root)}")
     if not known and not is_marked(root):
         found = sorted(p.name for p in root.iterdir())
         if found:

@@ -59,9 +59,29 @@ def is_marked(folder: Path) -> bool:
     return (folder / MARK).is_file() and not (folder / MARK).is_symlink()
 
 
+def kind_of(folder: Path) -> str:
+    """What the marker of a folder calls it (run, sweep or temporary); "" where it has none that can be read."""
+    return str(_marker(folder).get("kind", ""))
+
+
+def is_marker_copied(folder: Path) -> bool:
+    """Whether the marker was written into another folder, and copied or moved into this one by its file."""
+    inode = folder.stat().st_ino
+    return bool(_marker(folder).get("folder", inode) != inode)
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / MARK).read_text(encoding="utf-8")) if is_marked(folder) else {}
+    except (OSError, ValueError, RecursionError):
+        return {}  # a kill can leave an empty one
+    return found if isinstance(found, dict) else {}
+
+
 def mark(folder: Path, kind: str) -> bool:
-    """Write the marker, with a new id; False where there is one."""
-    text = json.dumps({"made_by": "tuneforge", "kind": kind, "id": secrets.token_hex(8)}) + "\n"
+    """Write the marker, with a new id and the folder's inode; False where there is one."""
+    facts = {"made_by": "tuneforge", "kind": kind, "id": secrets.token_hex(8), "folder": folder.stat().st_ino}
+    text = json.dumps(facts) + "\n"
     try:
         descriptor = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     except FileExistsError:

@@ -96,7 +96,7 @@ def read_object(path: Path, shape: Shape, what: str) -> dict[str, Any]:
 
 
 def read_lines(path: Path, shape: Shape) -> list[dict[str, Any]]:
-    """The objects of a file of one JSON object a line; none where there is no file.
+    """The objects of a file of one JSON object a line; none where there is no file, or an empty one.
 
     A last line that a kill or a full disk cut short is left out, which is told.
 
@@ -105,16 +105,20 @@ def read_lines(path: Path, shape: Shape) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    text = _text(path)
-    lines, found = text.splitlines(), []
-    for number, line in enumerate(lines, 1):
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror}") from error
+    found = []
+    for number, line in enumerate([*lines, *([last] if last else [])], 1):
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
-            if number == len(lines) and not text.endswith("\n"):
+            if number > len(lines):
                 warn(Problem("cut-line", f"{path}: its last line (line {number}) was cut short and is left out"))
                 break
-            raise damaged(path, f"line {number} is no JSON: {line[:60]!r}") from error
+            what = "no UTF-8" if isinstance(error, UnicodeDecodeError) else "no JSON"
+            raise damaged(path, f"line {number} is {what}: {line.decode(errors='replace')[:60]!r}") from error
         wrong = mismatch(value, shape)
         if wrong:
             raise damaged(path, f"line {number}: {wrong}")

@@ -90,7 +90,8 @@ class MetricsFile(Logger):
     @rank_zero_only
     def _cut(self, keep_to_step: int) -> None:
         if self.path.exists():
-            kept = [m for m in read_metrics(self.path) if m["step"] <= keep_to_step]
+            # A run that starts afresh where one was killed keeps nothing, whatever state the file is in.
+            kept = [m for m in read_metrics(self.path) if m["step"] <= keep_to_step] if keep_to_step >= 0 else []
             write_text(self.path, "".join(json.dumps(m) + "\n" for m in kept))
 
     @rank_zero_only

@@ -12,9 +12,19 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tuneforge.artifacts.folder import MARK, in_the_way, is_marked, make_folder, mark, write_text
+from tuneforge.artifacts.folder import (
+    MARK,
+    in_the_way,
+    is_marked,
+    is_marker_copied,
+    kind_of,
+    make_folder,
+    mark,
+    write_text,
+)
 from tuneforge.console import warn
 from tuneforge.errors import Problem
+from tuneforge.masking import mask
 
 RESULTS = ".results.json"
 """In the run folder: files of its results, with size and time of the last change of each."""
@@ -44,8 +54,9 @@ def temporaries(target_folder: Path, pattern: str) -> list[Path]:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Take away a temporary folder with all that is in it; one without the marker is not ours and stays."""
-    if not is_marked(folder):
+    """Take away a temporary folder with all that is in it; one without a marker of its own is not ours and stays."""
+    ours = is_marked(folder) and kind_of(folder) == "temporary" and not is_marker_copied(folder)
+    if not ours and not (is_marked(folder) and holds_only(folder, {MARK})):
         return
     for path in [p for p in _below(folder) if p != folder / MARK]:
         path.unlink()
@@ -114,6 +125,17 @@ def put(temporary: Path, target: Path) -> None:
     _name(temporary, target, new)
     if old is not None:
         remove_temporary(old)
+
+
+def put_text(root: Path, name: str, text: str) -> None:
+    """Write a file of the results below `root`. One that is there and that this did not write is kept aside."""
+    path = root / name
+    was_ours = path.is_symlink() or not path.is_file() or _lists(root).get(name, {}).get("") == _facts(path)
+    if not was_ours and path.read_bytes() != mask(text, pairs=False).encode():
+        set_aside(path)
+    write_text(path, text)
+    lists = {**_lists(root), name: {"": _facts(path)}}
+    write_text(root / RESULTS, json.dumps(lists, indent=1) + "\n")
 
 
 def _name(temporary: Path, target: Path, new: Iterable[str]) -> None:

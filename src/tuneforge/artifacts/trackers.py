@@ -17,6 +17,7 @@ from tuneforge.artifacts.kept import damaged, read_object
 from tuneforge.artifacts.loggers import FINAL, RunLogger
 from tuneforge.console import warn
 from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.masking import mask, masked_texts
 from tuneforge.schema.types import LocalPath
 
 IDS = "trackers.json"
@@ -56,9 +57,11 @@ class Wandb(WandbLogger, RunLogger):
         quiet: dict[str, Any] = {"console": "off", "silent": True, "disable_code": True, "disable_git": True}
         if not offline and os.environ.get("WANDB_MODE") not in OFFLINE:
             _refuse_strangers(wandb)
+        # What the config has as names and tags is shown to whoever may see the tracker.
+        name, group, tags = mask(name or folder.name), group and mask(group), tags and masked_texts(tags)
         super().__init__(
             project=project,
-            name=name or folder.name,
+            name=name,
             save_dir=folder,
             id=_kept(folder, "wandb") or uuid.uuid4().hex[:12],
             entity=entity,
@@ -119,9 +122,9 @@ class MLFlow(MLFlowLogger, RunLogger):
         with _refusals():
             super().__init__(
                 experiment_name=experiment_name,
-                run_name=run_name or folder.name,
+                run_name=mask(run_name or folder.name),
                 tracking_uri=where,
-                tags=tags,
+                tags=tags and masked_texts(tags),
                 run_id=_kept(folder, "mlflow"),
             )
 

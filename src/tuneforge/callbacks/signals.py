@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1: finish the optimizer step, save, stop; a second signal leaves at once."""
+"""SIGINT, SIGTERM, SIGHUP and SIGUSR1: finish the optimizer step, save, stop; a second signal leaves at once."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ import torch
 
 from tuneforge.artifacts.folder import RunFolder, write_exit
 from tuneforge.callbacks.checkpoints import Checkpoints
+from tuneforge.children import to_hear
 from tuneforge.console import say, warn
 from tuneforge.errors import EXIT_OF
 from tuneforge.world import is_main_process
@@ -35,7 +36,7 @@ def heard() -> Iterator[None]:
         _next_one_kills()
         raise Stopped(number)
 
-    before = {number: signal.signal(number, leave) for number in EXIT_OF}
+    before = {number: signal.signal(number, leave) for number in to_hear()}
     try:
         yield
     finally:
@@ -54,7 +55,7 @@ class StopSignals(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals; Lightning's own SIGTERM handler stops without saving."""
         self._folder = RunFolder(Path(trainer.default_root_dir))
-        self._before = {number: signal.signal(number, self._receive) for number in EXIT_OF}
+        self._before = {number: signal.signal(number, self._receive) for number in to_hear()}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -115,5 +116,5 @@ def requeued() -> bool:
 
 
 def _next_one_kills() -> None:
-    for number in EXIT_OF:
+    for number in to_hear():
         signal.signal(number, signal.SIG_DFL)

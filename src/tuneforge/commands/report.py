@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tuneforge.artifacts.claim import write_gone
 from tuneforge.artifacts.folder import is_marked
 from tuneforge.artifacts.report import write_report
 from tuneforge.commands.request import Request
@@ -19,6 +20,7 @@ def run(request: Request) -> int:
     if (root / "run.json").is_file():
         _refuse_to_overwrite(root)
         say(str(write_report(root)))
+        write_gone(root)
         return EXIT_OK
     from tuneforge.study.answer import Answer
 

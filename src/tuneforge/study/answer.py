@@ -15,7 +15,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from tuneforge.artifacts.figures import number
-from tuneforge.artifacts.folder import write_text
+from tuneforge.artifacts.owned import put_text
 from tuneforge.console import say
 from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
@@ -104,7 +104,7 @@ class Answer:
         dirs = [Path(d) for d in self.kept.config_dirs]
         chosen, values = _split([*again(self.kept.fixed), *self.best[0].user_attrs["overrides"]], dirs)
         text = experiment(Translation("", choices=chosen, values=values, name="best"), self.experiment)
-        write_text(self.experiment, text)
+        put_text(self.root, str(self.experiment.relative_to(self.root)), text)
 
     def tell(self) -> None:
         """Write the experiment and the page, and print what was found."""

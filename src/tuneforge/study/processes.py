@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tuneforge.artifacts.claim import is_held
+from tuneforge.artifacts.claim import is_held, write_gone
 from tuneforge.artifacts.folder import append_text, read_json
 from tuneforge.children import GRACE, Child, end_with_parent, passing_on
 from tuneforge.console import say
@@ -41,6 +41,8 @@ class _Started:
     """What it is to run, and beside it what came of it."""
     gpus: str | None
     log: Path
+    folders: list[Path]
+    """Of its runs, one a seed."""
 
 
 class ProcessLauncher(Launcher):
@@ -125,7 +127,9 @@ class ProcessLauncher(Launcher):
         log = sweep / LOGS / f"{number}.log"
         append_text(log, "")  # refuses a link there
         gpus = self._free.pop(0)
-        self._children[number] = _Started(self._spawned(handover, gpus, log), handover, gpus, log)
+        self._children[number] = _Started(
+            self._spawned(handover, gpus, log), handover, gpus, log, [run.run_dir for run in runs]
+        )
         say(f"trial {number} has started{f' on GPU {gpus}' if gpus else ''}: {log}")
 
     def _spawned(self, handover: Path, gpus: str | None, log: Path) -> Child:
@@ -181,6 +185,8 @@ class ProcessLauncher(Launcher):
             if "problems" in told:
                 return TuneforgeError.of(Problem(**problem) for problem in told["problems"])
             return Outcome(**{**told, "values": tuple(told["values"])})
+        for folder in child.folders:  # the process was killed, and could not write its end
+            write_gone(folder)
         code = child.process.returncode
         if self.stopped and code:
             return Outcome("interrupted", code=self.stopped)

@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from tuneforge.artifacts.claim import Claim, ForeignError, HeldError
-from tuneforge.artifacts.folder import is_marked, write_json
+from tuneforge.artifacts.folder import MARK, is_marked, is_marker_copied, write_json
 from tuneforge.artifacts.kept import Shape, damaged, read_object
 from tuneforge.console import say, warn
 from tuneforge.errors import Problem, TuneforgeError
@@ -137,6 +137,8 @@ def claim(folder: Path, *, named: bool, output_root: Path, wanted: str) -> Claim
         say(f"going on with {root}: a sweep of the same command that has not ended (hydra.sweep.dir=DIR starts afresh)")
         return held
     try:
+        if is_marked(folder) and not (folder / FILE).exists() and is_marker_copied(folder):
+            raise ForeignError(folder, f"has a marker ({MARK}) that was copied from another folder")
         held = Claim(folder, kind="sweep", known=_is_sweep(folder))
     except ForeignError as error:
         message = f"{error}, and a sweep writes only into a folder that it made, that is empty or that is a sweep"
@@ -152,10 +154,10 @@ def claim(folder: Path, *, named: bool, output_root: Path, wanted: str) -> Claim
     try:
         other = (folder / FILE).is_file() and Kept.read(folder).identity != wanted
     except TuneforgeError:
-        held.release()
+        held.release(unused=True)
         raise
     if other:
-        held.release()
+        held.release(unused=True)
         raise TuneforgeError(
             "other-sweep",
             f"{folder} holds a sweep over another space or config, and nothing is overwritten",

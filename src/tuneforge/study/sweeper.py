@@ -22,7 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from tuneforge.artifacts import owned
-from tuneforge.compose import compose, named_folder, structure
+from tuneforge.compose import compose, named_folder, secret_in_path, structure
 from tuneforge.console import say, warn
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError
 from tuneforge.front import CONFIG_DIR, groups_in_defaults
@@ -99,8 +99,11 @@ class StudySweeper(Sweeper):
         wanted = identity(base.tree, settings, self.space, self.cheap)
         named = any(o.startswith("hydra.sweep.dir=") for o in self.whole.hydra.overrides.hydra)
         output_root = Path(base.config.output_root)
+        folder = named_folder(self.whole.hydra.sweep.dir, "hydra.sweep.dir")
+        if problems := list(secret_in_path(folder, "hydra.sweep.dir")):
+            raise TuneforgeError.of(problems)
         with claim(
-            named_folder(self.whole.hydra.sweep.dir, "hydra.sweep.dir"),
+            folder,
             named=named,
             output_root=output_root,
             wanted=wanted,
