@@ -39,7 +39,7 @@ from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.generation import generation_config
 from tuneforge.machine import Machine, compare, detect
 from tuneforge.method import Method
-from tuneforge.model_checks import check_rotary_lengths, fitted, warn_of_rounding
+from tuneforge.model_checks import check_optimizer, check_rotary_lengths, fitted, warn_of_rounding
 from tuneforge.models import (
     check_architecture,
     check_vocabulary,
@@ -53,7 +53,7 @@ from tuneforge.plan.shape import ModelShape, Trainable
 from tuneforge.rules.loggers import FOLDERS
 from tuneforge.rules.strategies import AUTO
 from tuneforge.schema import Config
-from tuneforge.settle import Costs, batch_warnings, fits_whole, settle
+from tuneforge.settle import Costs, batch_warnings, fits_whole, settle, settle_length
 from tuneforge.strategies import fsdp_tp
 from tuneforge.targets import make
 from tuneforge.vocabulary import add_tokens
@@ -79,6 +79,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     classes = rows.labels
     check_architecture(config.model, architecture, config.task_recipe.objective, classifies=classes is not None)
     _refuse_what_cannot_work(config, tree, machine, architecture.to_dict())
+    check_optimizer(tree["optim"])
     if machine.tensor_parallel_size > 1:
         fsdp_tp.check(architecture, machine.tensor_parallel_size)
     tokenizer = load_tokenizer(config.model, generates=classes is None)
@@ -87,7 +88,8 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
     _add_tokens(config, tokenizer, method)
     adapters.check(config.model, tree["method"], method, tokenizer)
     config = fitted(config, architecture, method, tokenizer, classifies=classes is not None)
-    max_length = settle_length(config.data.max_length, max_positions(architecture), config.task_recipe.max_length)
+    positions = max_positions(architecture)
+    max_length = settle_length(config.data.max_length, positions, config.task_recipe.max_length, method.positions)
     if classes is not None:
         classes = labels_in_order_of(classes, config.model, architecture)
         train_rows, eval_rows = _labelled_rows(config, rows, tokenizer, classes, max_length)
@@ -275,25 +277,6 @@ def estimable(architecture: dict[str, Any], tree: dict[str, Any], num_classes: i
             path="batch.per_device",
             fix="set batch.per_device=1, or more where memory allows",
         ) from error
-
-
-def settle_length(wanted: int | str, positions: int | None, recipe: int) -> int:
-    """Tokens in a row; `auto` is what the recipe wants, as far as the model has positions.
-
-    Raises:
-        TuneforgeError: more than the model has positions for.
-    """
-    if wanted == "auto":
-        return min(positions or recipe, recipe)
-    assert isinstance(wanted, int)
-    if positions is not None and wanted > positions:
-        raise TuneforgeError(
-            "too-long-for-model",
-            f"is {wanted} and the model has positions for {positions} tokens",
-            path="data.max_length",
-            fix=f"set data.max_length={positions} or less, or pick a model with a longer context",
-        )
-    return wanted
 
 
 def _say_lost(encoded: Encoded, max_length: int, overlong: str, side: str = "") -> None:

@@ -55,6 +55,11 @@ class Method:
         return 0
 
     @property
+    def positions(self) -> int:
+        """Positions of each row that the method takes, before those of the row's tokens."""
+        return self.virtual_tokens
+
+    @property
     def reads_base(self) -> bool:
         """Whether `apply` looks at the base's weights, and not at their shapes alone."""
         return True

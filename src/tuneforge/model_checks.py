@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from tuneforge.models import told
 from tuneforge.schema import Config
 from tuneforge.schema.model import Model
 from tuneforge.settle import Settled
+from tuneforge.targets import make
 from tuneforge.vocabulary import note_added
 
 
@@ -72,6 +73,16 @@ def warn_of_rounding(settled: Settled) -> None:
                 "rounded-updates", message, "trainer.precision", fix=f"trainer.precision={mixed} keeps them in fp32"
             )
         )
+
+
+def check_optimizer(node: Mapping[str, Any]) -> None:
+    """Build a library's optimizer once for a weight of its own: it knows its bounds, and would tell them after loading.
+
+    Raises:
+        TuneforgeError: it refuses its options.
+    """
+    if str(node["_target_"]).startswith("torch."):
+        make("optim", node, torch.optim.Optimizer, [{"params": [torch.nn.Parameter(torch.zeros(1, 1))]}])
 
 
 def check_rotary_lengths(

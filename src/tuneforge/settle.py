@@ -88,6 +88,40 @@ def _setting(
     )
 
 
+def settle_length(wanted: int | str, positions: int | None, recipe: int, taken: int = 0) -> int:
+    """Tokens in a row; `auto` is what the recipe wants, as far as the model has positions.
+
+    Args:
+        wanted: `data.max_length`.
+        positions: what the model has; None: no bound.
+        recipe: `task_recipe.max_length`.
+        taken: positions of each row that the method takes.
+
+    Raises:
+        TuneforgeError: more than the model has positions for.
+    """
+    left = None if positions is None else positions - taken
+    besides = f", of which the method's virtual tokens take {taken}" if taken else ""
+    if left is not None and left < 2:
+        raise TuneforgeError(
+            "too-long-for-model",
+            f"the model has positions for {positions} tokens{besides}",
+            path="method.num_virtual_tokens",
+            fix="set method.num_virtual_tokens=20",
+        )
+    if wanted == "auto":
+        return min(left or recipe, recipe)
+    assert isinstance(wanted, int)
+    if left is not None and wanted > left:
+        raise TuneforgeError(
+            "too-long-for-model",
+            f"is {wanted} and the model has positions for {positions} tokens{besides}",
+            path="data.max_length",
+            fix=f"set data.max_length={left} or less, or pick a model with a longer context",
+        )
+    return wanted
+
+
 def recomputes(config: Config, machine: Machine, may_checkpoint: bool) -> bool | Literal["selective"]:
     """`trainer.gradient_checkpointing` with `auto` worked out."""
     wanted = config.trainer.gradient_checkpointing

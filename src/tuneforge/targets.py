@@ -78,7 +78,14 @@ def make(group: str, node: Mapping[str, Any], kind: type | tuple[type, ...], *ob
     call = load(group, target)
     signature = read_signature(target)
     options = {k: v for k, v in node.items() if k in signature.fields or (signature.accepts_any and k != "_target_")}
-    built = call(*objects[: signature.num_objects], **options)
+    try:
+        built = call(*objects[: signature.num_objects], **options)
+    except Exception as error:  # whatever a library raises
+        if target not in LIBRARIES.get(group, frozenset()):
+            raise
+        # A library's own bounds are known to its code alone.
+        message = f"{target} refuses its options: {' '.join(str(error).split())}"
+        raise TuneforgeError("wrong-value", message, path=group, fix="correct the option that it names") from error
     if not isinstance(built, kind):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise TuneforgeError(

@@ -41,12 +41,15 @@ CONFIGS = {
     "phimoe": {**SIZES, **HEADS, "num_local_experts": 4},
     "deepseek_v2": {**SIZES, **HEADS, **MLA, "n_routed_experts": 4, "moe_intermediate_size": 32, "n_group": 1},
     "afmoe": {**SIZES, **HEADS, **MOE},
+    # Routers of several layers, and as many layers as experts.
+    "zaya": {**SIZES, **HEADS, "num_experts": 2, "router_hidden_size": 16, "num_attention_heads": 4},
     "rwkv": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "context_length": 64},
     "gemma3": {
         "text_config": {**SIZES, **HEADS, "model_type": "gemma3_text"},
         "vision_config": {**VISION, "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"},
         "mm_tokens_per_image": 4,
     },
+    "fuyu": {"text_config": {**SIZES, **HEADS, "model_type": "persimmon"}, "image_size": 28, "patch_size": 14},
     "gemma2": {**SIZES, **HEADS},
     "bloom": {"vocab_size": 512, "hidden_size": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
     "mpt": {"vocab_size": 512, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 256},
@@ -123,6 +126,7 @@ ROUTERS = {
     "llama4_text": {"router"},
     "phimoe": {"router"},
     "afmoe": {"gate"},
+    "zaya": {"down_proj", "fc1", "fc2", "out_proj"},
 }
 
 
@@ -209,6 +213,16 @@ def test_each_trained_weight_of_a_multimodal_model_gets_a_gradient(name):
     positions = torch.arange(32).repeat(2, 1)
     tuned(input_ids=ids, position_ids=positions, use_cache=False).logits.square().mean().backward()
     assert not [n for n, p in tuned.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_a_linear_layer_for_images_is_left_out_and_a_classifiers_head_is_not():
+    model = fresh("fuyu")
+    assert beyond_text(model) == {"model.vision_embed_tokens"}
+    method_of().check(model)
+    classifier = without_weights(Model(name="x", path="gemma3"), config_of("gemma3"), classifies=True)
+    tuned = method_of("full").apply(classifier)
+    assert tuned.score.weight.requires_grad
+    assert not next(tuned.model.vision_tower.parameters()).requires_grad
 
 
 def test_weights_without_a_gradient_are_told_in_our_words():

@@ -174,3 +174,14 @@ def test_the_plan_counts_what_is_trained(kind, placement):
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = ModelShape.from_hf_config(model.config.to_dict())
     assert Trainable.of_method(node["method"]).num_parameters(shape) == trained
+
+
+def test_an_adapter_behind_attention_changes_its_hidden_states_and_leaves_its_weights():
+    model = build("llama")
+    plain = outputs(model)
+    tuned = method("method.target_modules=[self_attn]").apply(model)
+    assert torch.equal(outputs(tuned), plain)
+    for name, weight in tuned.named_parameters():
+        if "bottleneck_up" in name:
+            torch.nn.init.normal_(weight)
+    assert not torch.allclose(outputs(tuned), plain, atol=1e-2)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import re
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers import SHORT, make_method
@@ -12,6 +14,7 @@ from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
 from tuneforge.plugins.discovery import core_options
 from tuneforge.schema.signature import read_signature
+from tuneforge.settle import settle_length
 
 LLAMA = {
     "vocab_size": 512,
@@ -86,7 +89,9 @@ def test_what_matches_nothing_is_refused_before_weights_load():
     for name, key, value in CASES:
         problem = checked(name, {key: value})
         assert problem is not None, (name, key, value)
-        assert problem.code in ("unknown-module", "no-such-layer"), (name, key, value, problem)
+        bad = "(" in str(value)
+        assert problem.code in (("bad-pattern",) if bad else ("unknown-module", "no-such-layer")), (name, key, problem)
+        assert not bad or "'(' is no" in problem.message, problem
         assert problem.path.startswith(f"method.{key}"), (name, key, value, problem)
         assert problem.fix, (name, key, value)
         for typed, meant in (("porj", "proj"), ("haed", "head"), ("nrom", "norm")):
@@ -122,7 +127,18 @@ def test_what_is_there_is_taken():
         ({"rank_pattern": {".*_proj": 1, "q_proj": 2}}, "method.rank_pattern", "'.*_proj' stands before it"),
         ({"rank_pattern": {"down_proj": 70}}, "method.rank_pattern.down_proj", "64 wide"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["q_proj"]}, "method.target_modules", "leaves no module"),
-        ({"target_modules": "("}, "method.target_modules", "is no pattern"),
+        ({"target_modules": "("}, "method.target_modules", "is no regular expression"),
+        ({"target_modules": "q_proj"}, "method.target_modules", "is read as a pattern"),
+        ({"target_modules": "all_linear"}, "method.target_modules", "matches no module"),
+        ({"target_modules": ["all-linear"]}, "method.target_modules", "matches no module"),
+        (
+            {"target_modules": ["embed_tokens", "q_proj"], "layers_to_transform": [1]},
+            "method.target_modules",
+            "'embed_",
+        ),
+        ({"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["v_proj"]}, "method.target_modules", "'v_proj'"),
+        ({"init_lora_weights": "orthogonal", "r": 3}, "method.r", "halves each rank"),
+        ({"init_lora_weights": "orthogonal", "rank_pattern": {"q_proj": 3}}, "method.rank_pattern.q_proj", "halves"),
         ({"target_modules": ["norm", "q_proj"]}, "method", "LlamaRMSNorm"),
         ({"target_modules": ["mlp"]}, "method", "LlamaMLP"),
     ],
@@ -140,6 +156,53 @@ def test_what_other_methods_cannot_adapt_is_refused():
         assert problem is not None, name
         assert problem.code == "adapter-does-not-fit", problem
     assert checked("ia3", {"target_modules": ["o_proj", "lm_head"]}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "path", "says"),
+    [
+        (
+            "ia3",
+            {"target_modules": ["q_proj"], "feedforward_modules": ["down_proj"]},
+            "feedforward_modules",
+            "does not",
+        ),
+        ("adalora", {"r": 16}, "init_r", "pruned from it to method.r=16"),
+        ("adalora", {"warmup": 0.5, "settled": 0.5}, "settled", "no step is left"),
+        ("vblora", {"topk": 300}, "topk", "method.num_vectors=256"),
+        *(
+            ("bottleneck_adapter", {"target_modules": names}, "target_modules", says)
+            for names, says in (
+                (["act_fn"], "has no weights"),
+                (["layers"], "no single module"),
+                (["model"], "no single module"),
+                (["layers.0", "self_attn"], "holds model.layers.0.self_attn"),
+            )
+        ),
+    ],
+)
+def test_options_that_would_fail_in_training_are_refused(name, options, path, says):
+    problem = checked(name, options)
+    assert problem is not None
+    assert problem.path == f"method.{path}"
+    assert says in problem.message
+    # Overrides that the advice gives make it right.
+    advised = dict(re.findall(r"method\.(\w+)=([\w.]+)", problem.fix))
+    if advised:
+        assert checked(name, options | {k: yaml.safe_load(v) for k, v in advised.items()}) is None
+
+
+def test_a_row_and_virtual_tokens_share_the_models_positions():
+    for name in ("prompt_tuning", "p_tuning", "prefix_tuning"):
+        taken = make_method({**option(name), "num_virtual_tokens": 20}).positions
+        assert settle_length("auto", 64, 1024, taken) == 44
+        assert settle_length(44, 64, 1024, taken) == 44
+        with pytest.raises(TuneforgeError, match="of which the method's virtual tokens take 20") as caught:
+            settle_length(60, 64, 1024, taken)
+        assert caught.value.problems[0].fix.startswith("set data.max_length=44")
+    with pytest.raises(TuneforgeError, match="take 64"):
+        settle_length("auto", 64, 1024, 64)
+    assert make_method(option("lora")).positions == 0
 
 
 def test_a_module_to_save_is_the_one_that_was_named():

@@ -28,12 +28,13 @@ OPTIONS = {
     "pattern": {"target_modules": r".*layers\.0.*_proj"},
     "new_tokens": {},
     "bias": {"bias": "lora_only"},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
 }
 OF_OTHERS = ("dora", "all", "saved", "new_tokens")
-CASES = [("pissa", name) for name in OPTIONS]
+CASES = [("pissa", name) for name in OPTIONS if name != "head"]
 CASES += [(method, name) for method in ("olora", "corda") for name in OF_OTHERS]
 CASES += [("eva", name) for name in ("dora", "scaled_alike", "saved", "new_tokens")]
-CASES += [("corda", "rank_pattern"), ("lora", "all")]
+CASES += [("corda", "rank_pattern"), ("lora", "all"), ("eva", "head"), ("corda", "head")]
 
 
 @pytest.fixture(scope="module")

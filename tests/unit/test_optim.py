@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tuneforge.compose import compose
+from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
+from tuneforge.model_checks import check_optimizer
 from tuneforge.objectives.parameters import parameter_groups
 from tuneforge.targets import make
 
@@ -117,3 +119,21 @@ def test_scales_do_not_decay_whatever_their_shape():
     optimizer = build("muon", torch.nn.ModuleList([model, torch.nn.Linear(4, 4, bias=False)]))
     assert [len(group["params"]) for part in optimizer.parts for group in part.param_groups] == [1, 2, 3]
     assert [type(part).__name__ for part in optimizer.parts] == ["Muon", "AdamW"]
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "says"),
+    [
+        ("AdamW", {"betas": [0.9, 1.0]}, "Invalid beta"),
+        ("AdamW", {"eps": -1.0}, "Invalid epsilon"),
+        ("AdamW", {"fused": True, "foreach": True}, "cannot be `True` together"),
+        ("SGD", {"momentum": -1.0}, "Invalid momentum"),
+        ("SGD", {"nesterov": True}, "Nesterov"),
+    ],
+)
+def test_what_a_librarys_optimizer_refuses_is_refused_before_weights_load(target, options, says):
+    node = {"_target_": f"torch.optim.{target}", "lr": 1e-3, **options}
+    with pytest.raises(TuneforgeError, match=says) as caught:
+        check_optimizer(node)
+    assert caught.value.problems[0].code == "wrong-value"
+    check_optimizer({"_target_": f"torch.optim.{target}", "lr": 1e-3})

@@ -9,6 +9,8 @@ from peft import AdaLoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuneforge.console import say
+from tuneforge.errors import TuneforgeError
 from tuneforge.methods.base import TargetedMethod
 from tuneforge.schema.types import Fraction, NonNegative, PositiveInt, Probability, Size
 
@@ -44,7 +46,19 @@ class AdaLora(TargetedMethod):
     """Weight of the term that keeps the singular vectors orthogonal."""
 
     def peft_config(self, model: PreTrainedModel) -> AdaLoraConfig:
-        """AdaLoRA's, the schedule still open."""
+        """AdaLoRA's, the schedule still open.
+
+        Raises:
+            TuneforgeError: ranks that would have to grow, or shares of the run that leave no step to prune in.
+        """
+        if self.r > self.init_r:
+            message = f"is {self.init_r}, and modules are pruned from it to method.r={self.r}"
+            fix = f"set method.init_r={self.r + self.r // 2}, the paper's 1.5 x r, or a lower method.r"
+            raise TuneforgeError("wrong-value", message, path="method.init_r", fix=fix)
+        if self.warmup + self.settled >= 1:
+            message = f"is {self.settled:g}, and with method.warmup={self.warmup:g} no step is left to prune in"
+            fix = "give less than 1 together, such as method.warmup=0.1 method.settled=0.3"
+            raise TuneforgeError("wrong-value", message, path="method.settled", fix=fix)
         return AdaLoraConfig(
             target_r=self.r,
             init_r=self.init_r,
@@ -59,12 +73,13 @@ class AdaLora(TargetedMethod):
     def on_start(self, model: Any, num_steps: int) -> None:
         """Lay the schedule over the run; one of a few steps, or that goes on from a pruned adapter, prunes nothing."""
         config = model.peft_config["default"]
-        if num_steps < FEWEST_STEPS or config.rank_pattern is not None:
+        first, last = int(num_steps * self.warmup), num_steps - int(num_steps * self.settled)
+        if num_steps < FEWEST_STEPS or last - first < 2 or config.rank_pattern is not None:
+            say("AdaLoRA prunes nothing: the run has too few steps, or its adapter is pruned already")
             config.deltaT = config.total_step
             return
         config.total_step = num_steps
-        config.tinit = int(num_steps * self.warmup)
-        config.tfinal = int(num_steps * self.settled)
+        config.tinit, config.tfinal = first, num_steps - last
 
     def on_step_end(self, model: Any, step: int) -> None:
         """Weigh the singular values by their gradients, and prune."""

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.heads import head_modules, in_head
 from tuneforge.method import Footprint, Method
 from tuneforge.methods.modules import (
+    ALL_LINEAR,
     beyond_text,
     check_modules_to_save,
     check_targets,
@@ -27,6 +29,7 @@ from tuneforge.methods.modules import (
     linear_modules,
     linear_names,
     matching,
+    num_layers,
     routers,
     shortest_ends,
     transposed,
@@ -147,7 +150,7 @@ class TargetedMethod(PeftMethod):
 
     def apply(self, model: PreTrainedModel, adapter: str | None = None) -> PeftModel:
         """The model with adapters; says so where a mixture's experts get none."""
-        if adapter is None and self.target_modules == "all-linear" and not self.adapts_experts and fused_experts(model):
+        if adapter is None and self.target_modules == ALL_LINEAR and not self.adapts_experts and fused_experts(model):
             say(f"{type(self).__name__} leaves the experts of this mixture as they are: PEFT adapts them with LoRA")
         return super().apply(model, adapter)
 
@@ -171,7 +174,7 @@ class TargetedMethod(PeftMethod):
         wanted, layers = self.target_modules, self.layers_to_transform
         if layers is not None:
             self._check_layers(model)
-            if isinstance(wanted, str) and wanted != "all-linear":
+            if isinstance(wanted, str) and wanted != ALL_LINEAR:
                 raise TuneforgeError(
                     "adapter-does-not-fit",
                     "picks layers, and a pattern in method.target_modules picks them already",
@@ -188,9 +191,11 @@ class TargetedMethod(PeftMethod):
             )
         # PEFT looks at the modules of these layers alone, and never at those that are saved in full.
         every = {n for n, _ in model.named_modules() if layers is None or layer_of(n) in layers}
+        if wanted != ALL_LINEAR:
+            refuse_idle(matching(model, wanted), chosen)
         typed = {n for found in matching(model, wanted).values() for n in found if n in every}
         kept = named(model, saved)
-        exact = wanted != "all-linear" and {n for n in typed if not in_head(n, kept)} == set(chosen)
+        exact = wanted != ALL_LINEAR and {n for n in typed if not in_head(n, kept)} == set(chosen)
         found = wanted if exact else shortest_ends(chosen, every)
         return {"target_modules": found} if layers is None else {"target_modules": found, "layers_to_transform": layers}
 
@@ -200,7 +205,7 @@ class TargetedMethod(PeftMethod):
         Raises:
             TuneforgeError: a name that matches none.
         """
-        if self.target_modules == "all-linear":
+        if self.target_modules == ALL_LINEAR:
             # From the model itself: PEFT's table of names knows some architectures only.
             found = set(linear_modules(model))
         else:
@@ -223,7 +228,7 @@ class TargetedMethod(PeftMethod):
         return [name for name in found if next(p for p in name.split(".") if p.isdigit()) in chosen]
 
     def _check_layers(self, model: PreTrainedModel) -> None:
-        count = int(model.config.get_text_config().num_hidden_layers)
+        count = num_layers(model)
         outside = [n for n in self.layers_to_transform or [] if not 0 <= n < count]
         if outside or not self.layers_to_transform:
             raise TuneforgeError(
@@ -232,6 +237,23 @@ class TargetedMethod(PeftMethod):
                 path="method.layers_to_transform",
                 fix="name layers that are there, or drop the key",
             )
+
+
+def refuse_idle(found: Mapping[str, list[str]], chosen: list[str]) -> None:
+    """Refuse a name of `method.target_modules` whose modules are all left out.
+
+    Raises:
+        TuneforgeError: they lie in other layers, or are trained in full.
+    """
+    idle = [typed for typed, names in found.items() if not set(names) & set(chosen)]
+    if idle:
+        raise TuneforgeError(
+            "unknown-module",
+            f"names {', '.join(map(repr, idle))}, which gets no adapter: method.layers_to_transform leaves it out, or "
+            "method.modules_to_save trains it in full",
+            path="method.target_modules",
+            fix="name it in one place alone",
+        )
 
 
 def named(model: PreTrainedModel, saved: list[str] | None) -> list[str]:

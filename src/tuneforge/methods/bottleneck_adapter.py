@@ -17,7 +17,8 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from tuneforge.errors import TuneforgeError
-from tuneforge.methods.base import PeftMethod
+from tuneforge.heads import in_head
+from tuneforge.methods.base import PeftMethod, named, refuse_idle
 from tuneforge.methods.modules import (
     beyond_text,
     check_modules_to_save,
@@ -26,6 +27,7 @@ from tuneforge.methods.modules import (
     linear_modules,
     linear_names,
     matching,
+    num_layers,
     routers,
 )
 from tuneforge.schema.types import Probability, Size
@@ -67,8 +69,10 @@ class BottleneckAdapter(PeftMethod):
         else:
             check_targets(model, list(self.target_modules))
             found = {n for names in matching(model, list(self.target_modules)).values() for n in names}
-            targets = sorted(found - {*beyond_text(model), *routers(model)})
-            _check_widths(model, targets)
+            kept = named(model, check_modules_to_save(model, self.modules_to_save))
+            targets = sorted(n for n in found - {*beyond_text(model), *routers(model)} if not in_head(n, kept))
+            _check_places(model, targets or sorted(found))
+            refuse_idle(matching(model, list(self.target_modules)), targets)
             if self.layers_to_transform is not None:
                 raise TuneforgeError(
                     "adapter-does-not-fit",
@@ -133,13 +137,15 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.activations[name], self.dropouts[name] = ACT2FN[config.activation], config.dropout
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base's output, changed by each active adapter in turn."""
-        result: Tensor = self.base_layer(*args, **kwargs)
+        result: Any = self.base_layer(*args, **kwargs)
+        # Attention gives its weights as well.
+        hidden, *more = result if isinstance(result, tuple) else (result,)
         for name in () if self.disable_adapters else self.active_adapters:
             if name in self.bottleneck_down:
-                result = result + self._change(name, result).to(result.dtype)
-        return result
+                hidden = hidden + self._change(name, hidden).to(hidden.dtype)
+        return (hidden, *more) if isinstance(result, tuple) else hidden
 
     def _change(self, name: str, hidden: Tensor) -> Tensor:
         down, up = self.bottleneck_down[name], self.bottleneck_up[name]
@@ -194,7 +200,8 @@ def sublayer_ends(model: PreTrainedModel, placement: str, layers: list[int] | No
     Raises:
         TuneforgeError: a layer without such modules, or without the number asked for.
     """
-    width, count = (int(getattr(model.config.get_text_config(), k)) for k in ("hidden_size", "num_hidden_layers"))
+    count = num_layers(model)
+    width = int(model.config.get_text_config().hidden_size)
     unused = beyond_text(model)
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and n not in unused}
     stacks = [n for n, m in lists.items() if len(m) == count]
@@ -235,15 +242,27 @@ def _ends(model: PreTrainedModel, prefix: str, width: int) -> tuple[str | None, 
     return attention, mlp if fused is None else prefix + fused.removeprefix(prefix).partition(".")[0]
 
 
-def _check_widths(model: PreTrainedModel, targets: list[str]) -> None:
+def _check_places(model: PreTrainedModel, targets: list[str]) -> None:
+    """Refuse modules that hidden states do not come out of.
+
+    Raises:
+        TuneforgeError: one has another width, no weights, lies around another, or is a whole model or list of layers.
+    """
     width = int(model.config.get_text_config().hidden_size)
     for name in targets:
-        module = model.get_submodule(name)
+        module, why = model.get_submodule(name), ""
         if isinstance(module, nn.Linear | Conv1D) and _out_features(module) != width:
+            why = f"{name} gives {_out_features(module)} numbers, and the model is {width} wide"
+        elif not any(True for _ in module.parameters()):
+            why = f"{name} has no weights"
+        elif isinstance(module, PreTrainedModel | nn.ModuleList | nn.ModuleDict):
+            why = f"{name} is no single module"
+        elif around := [other for other in targets if other.startswith(f"{name}.")]:
+            why = f"{name} holds {around[0]}, which has an adapter too"
+        if why:
             raise TuneforgeError(
                 "adapter-does-not-fit",
-                f"{name} gives {_out_features(module)} numbers, and an adapter stands behind modules as wide as the "
-                f"model ({width})",
+                f"{why}: an adapter stands behind one module that gives hidden states",
                 path="method.target_modules",
                 fix="name modules that write to the residual stream, or set method.target_modules=auto",
             )

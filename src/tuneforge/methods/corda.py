@@ -44,8 +44,9 @@ class Corda(Lora):
                 rows = zip(batch["input_ids"], batch["position_ids"], real_tokens(batch), strict=True)
                 for ids, positions, real in rows:
                     kept: Any = {"input_ids": ids[real][None], "position_ids": positions[real][None]}
-                    model(**kept, use_cache=False, logits_to_keep=1)
+                    model(**kept, use_cache=False, **kept_logits)
 
+        kept_logits = self.logits_kept(model)
         with torch.no_grad():
             preprocess_corda(model, self.peft_config(model), run_model=run)
 

@@ -74,9 +74,9 @@ class Eva(Lora):
                 )
             for module in filter(is_4bit, base.modules()):
                 module.training = True
-            base(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, logits_to_keep=1)
+            base(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **kept)
 
-        config = self.peft_config(model)
+        config, kept = self.peft_config(model), self.logits_kept(model)
         # One rank for all: if PEFT redistributed ranks, a resumed run could not be sure of its shapes.
         config.eva_config = EvaConfig(rho=1.0, tau=self.tau)
         with torch.no_grad():

@@ -11,7 +11,7 @@ from tuneforge.bounded import matching
 from tuneforge.errors import TuneforgeError
 from tuneforge.heads import head_modules, in_head
 from tuneforge.method import Method
-from tuneforge.methods.modules import beyond_text
+from tuneforge.methods.modules import beyond_text, num_layers
 from tuneforge.schema.types import PositiveInt
 
 
@@ -65,7 +65,7 @@ class Freeze(Method):
         return chosen
 
     def _last(self, model: PreTrainedModel) -> range:
-        count = int(model.config.get_text_config().num_hidden_layers)
+        count = num_layers(model)
         if self.last_layers > count:
             raise TuneforgeError(
                 "no-such-layer",

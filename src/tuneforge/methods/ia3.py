@@ -15,7 +15,6 @@ from tuneforge.methods.modules import (
     linear_modules,
     linear_names,
     matching,
-    refuse_unmatched,
     routers,
     transposed,
 )
@@ -54,7 +53,13 @@ class Ia3(PeftMethod):
             targets = list(self.target_modules)
             check_targets(model, targets)
             outside = [name for name in self.feedforward_modules or [] if name not in targets]
-            refuse_unmatched(model, outside, "method.feedforward_modules", targets)
+            if outside:
+                raise TuneforgeError(
+                    "unknown-module",
+                    f"names {', '.join(map(repr, outside))}, which method.target_modules does not",
+                    path="method.feedforward_modules",
+                    fix=f"add it there, or name some of {', '.join(targets)}",
+                )
         if not targets:
             known = sorted(linear_names(model))
             raise TuneforgeError(

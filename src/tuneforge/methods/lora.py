@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from tuneforge.errors import TuneforgeError
 from tuneforge.methods.base import TargetedMethod
-from tuneforge.methods.modules import check_patterns, fused_experts, linear_modules, linear_shape
+from tuneforge.methods.modules import ALL_LINEAR, check_patterns, fused_experts, linear_modules, linear_shape
 from tuneforge.schema.types import Factor, Probability, Size
 from tuneforge.vocabulary import added_tokens
 
@@ -92,6 +92,11 @@ class Lora(TargetedMethod):
         """PEFT's arguments for how adapters start."""
         return {"init_lora_weights": True if self.init_lora_weights == "default" else self.init_lora_weights}
 
+    def logits_kept(self, model: PreTrainedModel) -> dict[str, int]:
+        """The argument of `forward` by which an observed base makes few logits; none where the head is adapted too."""
+        adapted = {id(model.get_submodule(name)) for name in self.adapted_modules(model)}
+        return {} if id(model.get_output_embeddings()) in adapted else {"logits_to_keep": 1}
+
     def _experts(self, model: PreTrainedModel) -> list[str]:
         """Ends of the names of the fused experts to adapt.
 
@@ -101,7 +106,7 @@ class Lora(TargetedMethod):
         if not self.adapts_experts:
             return []
         if self.target_parameters == "auto":
-            return self.fused_experts(model) if self.target_modules == "all-linear" else []
+            return self.fused_experts(model) if self.target_modules == ALL_LINEAR else []
         there = fused_experts(model)
         missing = [t for t in self.target_parameters if not any(n == t or n.endswith(f".{t}") for n in there)]
         if missing:
@@ -159,6 +164,11 @@ class Lora(TargetedMethod):
         experts = [n for n in fused_experts(model) if f".{n}".endswith(ends)]
         widths |= {n: min(model.get_parameter(n).shape[1:]) for n in experts}
         patterns = self.rank_pattern or {}
+        ranks = {"method.r": self.r, **{f"method.rank_pattern.{name}": rank for name, rank in patterns.items()}}
+        odd = next((key for key, rank in ranks.items() if rank % 2), "")
+        if odd and self.init_lora_weights == "orthogonal":
+            message = f"is {ranks[odd]}, and method.init_lora_weights=orthogonal halves each rank"
+            raise TuneforgeError("wrong-value", message, path=odd, fix=f"give an even rank, such as {ranks[odd] + 1}")
         check_patterns("rank_pattern", patterns, [*adapted, *experts], model)
         check_patterns("alpha_pattern", self.alpha_pattern, [*adapted, *experts], model)
         for name, width in widths.items():

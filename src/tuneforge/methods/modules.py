@@ -14,6 +14,9 @@ from tuneforge.compat import refused_by_peft
 from tuneforge.errors import TuneforgeError, did_you_mean, near
 from tuneforge.heads import head_modules, in_head
 
+ALL_LINEAR = "all-linear"
+"""Every linear layer but the head, as `linear_modules` has them."""
+
 _EXPERT_COUNT = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 """Keys of a config, or of one inside it (DBRX's ffn_config), that count the experts of a mixture's layer."""
 
@@ -39,6 +42,23 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features
     rows, columns = module.get_parameter("weight").shape
     return rows, columns
+
+
+def num_layers(model: PreTrainedModel) -> int:
+    """Layers of the language model.
+
+    Raises:
+        TuneforgeError: its config does not count them.
+    """
+    text = model.config.get_text_config()
+    if getattr(text, "num_hidden_layers", None) is None:
+        raise TuneforgeError(
+            "method-not-for-model",
+            f"layers of {text.model_type} cannot be chosen by number: its config does not count them",
+            path="method",
+            fix="use method=lora without method.layers_to_transform",
+        )
+    return int(text.num_hidden_layers)
 
 
 def transposed(model: nn.Module) -> bool:
@@ -107,29 +127,31 @@ def fused_experts(model: nn.Module) -> list[str]:
 def routers(model: nn.Module) -> list[str]:
     """Full names of the linear modules of a mixture that send tokens to experts, or weigh a shared expert.
 
-    They are as wide as there are experts, or 1 wide, and stand in the block that holds the experts: in itself, or alone
-    in a module of it. Trained with an adapter they would move tokens between frozen experts.
+    They are as wide as there are experts, or 1 wide, and stand in the block that holds the experts: in itself, or last
+    in a part of it beside the experts, whose other layers are the router's too. Trained with an adapter they would move
+    tokens between frozen experts.
     """
     count = num_experts(model)
     if not count:
         return []
     fused = fused_experts(model)
-    widths = {1, count, *(model.get_parameter(name).shape[0] for name in fused)}
+    # One more where a token may skip the experts (Zaya).
+    widths = {1, count, count + 1, *(model.get_parameter(name).shape[0] for name in fused)}
     holders = {name.rpartition(".")[0] for name in fused}
     holders |= {n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
     blocks = {holder.rpartition(".")[0] for holder in holders}
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    siblings: dict[str, int] = {}
-    for name in linear:
-        parent = name.rpartition(".")[0]
-        siblings[parent] = siblings.get(parent, 0) + 1
-    found = []
-    for name, module in linear.items():
-        parent = name.rpartition(".")[0]
-        alone = siblings[parent] == 1 and parent.rpartition(".")[0] in blocks and parent not in holders
-        if module.out_features in widths and (parent in blocks or alone):
-            found.append(name)
-    return found
+    parts: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        around = [b for b in blocks if name.startswith(f"{b}.")] if isinstance(module, nn.Linear) else []
+        if around:
+            block = max(around, key=len)
+            parts.setdefault(f"{block}.{name.removeprefix(f'{block}.').partition('.')[0]}", []).append(name)
+    return [
+        name
+        for part, names in parts.items()
+        if part not in holders and linear_shape(model.get_submodule(names[-1]))[1] in widths
+        for name in names
+    ]
 
 
 # ---- models of several modalities
@@ -144,17 +166,19 @@ def beyond_text(model: nn.Module) -> set[str]:
         return set()
     decoder, every = model.get_decoder(), dict(model.named_modules())
     towers = [n for n, m in every.items() if n and isinstance(m, PreTrainedModel) and _of_another_sense(m, model)]
-    if not towers:
+    # Fuyu has a config of its text part, and reads images with one linear layer beside it.
+    if not towers and model.config.get_text_config() is model.config:
         return set()
     start = next((n for n, m in every.items() if m is decoder), "")
     prefix = f"{start}." if start else ""
     # An image encoder may lie inside the decoder, in the module that embeds tokens (Phi-4).
     inside = {f"{prefix}{t.removeprefix(prefix).split('.')[0]}" for t in towers if t.startswith(prefix)}
-    head = model.get_output_embeddings()
+    head, heads = model.get_output_embeddings(), head_modules(model)
     return {
         n
         for n, m in every.items()
         if m is not head
+        and not in_head(n, heads)
         and not f"{start}.".startswith(f"{n}." if n else "")
         and (not n.startswith(prefix) or in_head(n, list(inside)))
     }
@@ -185,12 +209,13 @@ def check_targets(model: PreTrainedModel, wanted: str | list[str], key: str = "m
     """
     if not wanted:
         raise TuneforgeError("unknown-module", "names no module", path=key, fix=_known(model, ""))
-    try:
-        found = matching(model, wanted)
-    except re.error as error:
-        raise TuneforgeError(
-            "unknown-module", f"{wanted!r} is no pattern: {error}", path=key, fix="it is a regular expression"
-        ) from error
+    if wanted == [ALL_LINEAR] or (isinstance(wanted, str) and near(wanted, [ALL_LINEAR])):
+        message = f"{wanted!r} matches no module of this model"
+        raise TuneforgeError("unknown-module", message, path=key, fix=f"did you mean {key}={ALL_LINEAR}, in no list?")
+    found = matching(model, wanted)
+    if isinstance(wanted, str) and not found[wanted] and matching(model, [wanted])[wanted]:
+        message = f"{wanted!r} is read as a pattern for full names, and matches none as a whole"
+        raise TuneforgeError("unknown-module", message, path=key, fix=f"give a list of names: {key}=[{wanted}]")
     refuse_unmatched(model, [w for w, names in found.items() if not names], key)
     unused = dict.fromkeys(routers(model), "a router or gate of the mixture, which stays frozen")
     unused |= dict.fromkeys(beyond_text(model), "outside of the language model, where text does not pass")
@@ -260,6 +285,8 @@ def check_patterns(key: str, patterns: Iterable[str] | None, adapted: Iterable[s
     """
     names, every = list(adapted), list(patterns or ())
     path = f"method.{key}"
+    for pattern in every:
+        bounded.matching(pattern, (), path)  # by itself, so that an error shows what was typed
     matched = {p: bounded.matching(rf"(.*\.)?({p})$", names, path) for p in every}
     missing = [p for p, found in matched.items() if not found]
     if missing:

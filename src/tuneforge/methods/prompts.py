@@ -85,6 +85,11 @@ class PrefixTuning(Prompted):
     num_virtual_tokens: Size = 20
     """How many (the paper: 10 for tables, 200 for summaries)."""
 
+    @property
+    def positions(self) -> int:
+        """The prefix lies in the cache, and a row's tokens count on from its end."""
+        return self.num_virtual_tokens
+
     def peft_config(self, model: PreTrainedModel) -> PrefixTuningConfig:
         """Prefix tuning's."""
         return PrefixTuningConfig(num_virtual_tokens=self.num_virtual_tokens)

@@ -7,6 +7,7 @@ from typing import Literal
 from peft import VBLoRAConfig
 from transformers import PreTrainedModel
 
+from tuneforge.errors import TuneforgeError
 from tuneforge.methods.base import TargetedMethod
 from tuneforge.methods.modules import linear_modules
 from tuneforge.schema.types import Factor, Probability, Size
@@ -36,7 +37,16 @@ class VbLora(TargetedMethod):
     """Learning rate of the choice of vectors over `optim.lr` (PEFT's example: 1e-2 against the bank's 1e-3)."""
 
     def peft_config(self, model: PreTrainedModel) -> VBLoRAConfig:
-        """VB-LoRA's."""
+        """VB-LoRA's.
+
+        Raises:
+            TuneforgeError: more vectors for a piece than the bank has.
+        """
+        if self.topk > self.num_vectors:
+            message = f"is {self.topk}, and the bank has method.num_vectors={self.num_vectors}"
+            raise TuneforgeError(
+                "wrong-value", message, path="method.topk", fix=f"set method.topk={self.num_vectors} or less"
+            )
         return VBLoRAConfig(
             r=self.r,
             num_vectors=self.num_vectors,
