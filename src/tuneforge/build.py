@@ -32,6 +32,7 @@ from tuneforge.data.batches import EvalSampler, Rows, StepSampler, TimedLoader
 from tuneforge.data.encode import Document, Encoded, encode, last_label
 from tuneforge.data.labelled import CollateLabelled, LabelledRows, encode_labelled
 from tuneforge.data.labels import Labels, majority
+from tuneforge.data.rendering import written_day
 from tuneforge.data.source import Source, general_examples
 from tuneforge.data.template import choose_template
 from tuneforge.data.turn_marks import turn_marks
@@ -162,6 +163,8 @@ def _say_template(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Sour
     template = choose_template(tokenizer, config.model.chat_template)
     if any(example.messages for example in rows.train[:1]):
         say(template)
+        if day := written_day(tokenizer):
+            say(f"the chat template writes the day on which the run started into each conversation: {day:%Y-%m-%d}")
     elif config.model.chat_template != "auto":
         message = "has no effect in this run: its rows are no conversations"
         warn(Problem("no-effect", message, "model.chat_template"))
@@ -192,6 +195,7 @@ def _encode(
         return [encode(side, tokenizer, **options) for side in sides.values()]
     made_from = {"rows": rows.digests, "data": composed.tree["data"], "seed": composed.config.seed, **options}
     made_from["tokenizer"] = shared.digest_of_tokenizer(tokenizer)
+    made_from["day"] = f"{day:%Y-%m-%d}" if (day := written_day(tokenizer)) else ""
     folder = Path(composed.trial.shared)
     return [
         shared.encoded(folder, {**made_from, "side": name}, partial(encode, side, tokenizer, **options))

@@ -4,7 +4,7 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -122,6 +122,18 @@ def enable_checkpointing(model: Any, selective: bool = False) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def give_template_clock(template: str, strftime_now: Callable[[str], str]) -> None:
+    """Replace the clock of a chat template.
+
+    transformers 5.23 gives each template the function `strftime_now`, which reads today's date, and turns functions
+    among the arguments of `apply_chat_template` into text. Compiled templates are cached, and this sets the function of
+    the cached one. It goes when the date can be an argument.
+    """
+    from transformers.utils import chat_template_utils
+
+    chat_template_utils._compile_jinja_template(template).globals["strftime_now"] = strftime_now
 
 
 def compile_layers(model: Any) -> int:

@@ -76,13 +76,15 @@ def num_processes(trainer: "Trainer") -> int:
 def train(composed: Composed, rows: "Source", place: "Place") -> int:
     """One process's run: whatever ends it is written down, and told in the words of the config."""
     import_bitsandbytes()
-    from tuneforge.artifacts.record import Record
+    from tuneforge.artifacts.record import Record, first_day
     from tuneforge.boundary import library_errors_explained
     from tuneforge.build import prepare
     from tuneforge.callbacks.signals import Stopped, heard
+    from tuneforge.data.rendering import set_day
     from tuneforge.vocabulary import digests
 
     with library_errors_explained(composed.config, composed.tree):
+        set_day(first_day(place.folder.root, resumed=place.checkpoint is not None))
         context = prepare(composed, rows, place.folder)
         resume_checks.check_spread(composed, place, context.settled.as_dict())
         resume_checks.check_tokens(composed, place, digests(context.tokenizer))

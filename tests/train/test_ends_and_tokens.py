@@ -36,7 +36,8 @@ def test_a_run_keeps_its_tokens_and_exports_the_end_of_a_turn(command, refused, 
     turns = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "fox"}]
     turns = [[{**t, "content": f"{t['content']} {i}"} for t in turns] for i in range(24)]
     rows.write_text("".join(json.dumps({"messages": t}) + "\n" for t in turns))
-    template.write_text(CHATML)
+    dated = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+    template.write_text(dated)
     options = ("model=hf", f"model.path={base}", f"model.chat_template={template}", *SHORT)
     options = (*options, "data=file", f"data.path={rows}")
     signal_at(monkeypatch, 2)
@@ -44,16 +45,24 @@ def test_a_run_keeps_its_tokens_and_exports_the_end_of_a_turn(command, refused, 
     assert stopped.code == 143, stopped.err
 
     resume = (*options, f"output_root={tmp_path / 'outputs'}", f"resume={stopped.folder}")
-    template.write_text(CHATML.replace("user", "User") + " ")
+    template.write_text(dated.replace("user", "User") + " ")
     assert refused(*resume).startswith("error: model.chat_template: the chat template is not that of")
-    template.write_text(CHATML)
+    template.write_text(dated)
     file = base / "tokenizer.json"
     kept = file.read_text()
     file.write_text(kept.replace('"lstrip": false', '"lstrip": true', 1))
     assert refused(*resume).startswith("error: model.path: the tokenizer is not that of")
     file.write_text(kept)
+    record = json.loads((stopped.folder / "run.json").read_text())
+    for day in ("yesterday", "2025-01-02T03:04:05+00:00"):
+        record["data"]["day"] = day
+        (stopped.folder / "run.json").write_text(json.dumps(record))
+        if day == "yesterday":
+            assert "data.day is no date: 'yesterday'" in refused(*resume)
     ran = command(*resume)  # the advice: the files are back
     assert ran.code == 0, ran.err
+    assert "writes the day on which the run started into each conversation: 2025-01-02" in ran.out
+    assert json.loads((stopped.folder / "run.json").read_text())["data"]["day"] == record["data"]["day"]
 
     tokenizer = AutoTokenizer.from_pretrained(stopped.folder / "adapter")
     ends = [2, tokenizer.convert_tokens_to_ids("<|im_end|>")]

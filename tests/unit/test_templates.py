@@ -1,5 +1,6 @@
 """Chat templates of many kinds: what is supervised, what is refused, and what rendering costs."""
 
+import datetime
 import random
 
 import pytest
@@ -152,6 +153,16 @@ def test_a_rewriting_template_makes_a_bounded_number_of_documents_and_says_so(ca
     more = encode([chat(*turns)], tokenizer, **OPTIONS, max_turn_documents=100).documents
     assert len(more) == 100
     assert "not learnt from" not in capsys.readouterr().out
+
+
+def test_a_template_that_writes_the_date_writes_that_of_the_run(monkeypatch):
+    monkeypatch.setattr(rendering, "_day", rendering._day)
+    tokenizer = tokenizer_with("{{ strftime_now('%d %b %Y') }} " + CHATML)
+    rendering.set_day(datetime.datetime(2025, 1, 2, tzinfo=datetime.UTC))
+    (document,) = encode([chat("a?", "one")], tokenizer, **OPTIONS).documents
+    assert tokenizer.decode(document.input_ids).startswith("<s>02 Jan 2025 <|im_start|>")
+    assert f"{rendering.written_day(tokenizer):%Y}" == "2025"
+    assert rendering.written_day(tokenizer_with(CHATML)) is None
 
 
 def test_text_that_the_template_leaves_out_is_named(capsys):

@@ -16,7 +16,7 @@ import yaml
 from lightning.pytorch.loggers import Logger
 
 from tuneforge.artifacts.folder import read_metrics, release_reserve, reserve, write_json, write_text
-from tuneforge.artifacts.kept import read_record
+from tuneforge.artifacts.kept import damaged, read_record
 from tuneforge.artifacts.loggers import RunLogger
 from tuneforge.artifacts.report import write_report
 from tuneforge.build import facts
@@ -27,6 +27,7 @@ from tuneforge.compose import PLACES, Composed
 from tuneforge.console import say, warn
 from tuneforge.context import Context
 from tuneforge.data.labelled import LabelledRows
+from tuneforge.data.rendering import written_day
 from tuneforge.data.source import Source
 from tuneforge.errors import EXIT_OF, EXIT_OK, EXIT_REFUSED, TuneforgeError, print_problems
 from tuneforge.finish import Measured
@@ -89,6 +90,8 @@ class Record:
             "eval_documents": len(context.eval_rows.documents),
             "train_rows": len(context.train_rows),
         }
+        if day := written_day(context.tokenizer):
+            data["day"] = day.isoformat(timespec="seconds")
         if isinstance(context.train_rows, LabelledRows):
             labels = context.train_rows.labels
             data |= {"labels": list(labels.names), "multi_label": labels.multi}
@@ -329,3 +332,14 @@ def _shown(value: float | None) -> str:
 def _one_line(text: str, width: int = 100) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= width else flat[: width - 3] + "..."
+
+
+def first_day(root: Path, *, resumed: bool) -> datetime.datetime:
+    """The day that chat templates write as today: of a run that goes on, the one that it started with."""
+    given = read_record(root)["data"].get("day") if resumed else None
+    if given is None:
+        return datetime.datetime.now(datetime.UTC)
+    try:
+        return datetime.datetime.fromisoformat(given)
+    except (TypeError, ValueError) as error:
+        raise damaged(root / "run.json", f"data.day is no date: {given!r:.40}") from error

@@ -1,5 +1,6 @@
 """A chat template applied to messages, with every failure reported as an error of the template or of the row."""
 
+import datetime
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,12 +8,31 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tuneforge.bounded import OverBoundsError, bounded
+from tuneforge.compat import give_template_clock
 from tuneforge.errors import TuneforgeError
 
 ROW_CODES = ("template-refuses-row", "template-splits-wrongly", "special-tokens-in-text")
 """Errors about one row: `data.on_bad=skip` leaves such a row out and counts it."""
 MAX_WRITTEN, MAX_SHARE = 1_000_000, 20
 """Characters that a template may write for a conversation, and beside them for each character of it."""
+
+
+_day = datetime.datetime.now(datetime.UTC)
+
+
+def set_day(day: datetime.datetime) -> None:
+    """Set the day that templates write as today: that on which the run started, so that a resumed one sees the same."""
+    global _day  # noqa: PLW0603  templates have it as a global function too
+    _day = day
+
+
+def _strftime_now(form: str) -> str:
+    return _day.strftime(form)
+
+
+def written_day(tokenizer: PreTrainedTokenizerBase) -> datetime.datetime | None:
+    """The day that the template writes as today; None where it writes none."""
+    return _day if "strftime_now" in str(tokenizer.chat_template) else None
 
 
 def apply_template(
@@ -59,6 +79,8 @@ def _within_bounds(
     try:
         with bounded():
             # A batch of one: transformers refuses an empty conversation otherwise.
+            if written_day(tokenizer):
+                give_template_clock(tokenizer.get_chat_template(), _strftime_now)
             batch = tokenizer.apply_chat_template([list(messages)], tokenize=False, add_generation_prompt=generate)
         text = str(batch[0])
         most = MAX_WRITTEN + MAX_SHARE * sum(len(str(m)) for m in messages)
