@@ -101,7 +101,7 @@ def _default_problems(defaults: Any, shown: str, *, inside: bool) -> Iterator[Pr
 def _problems(tree: Mapping[str, Any], origin: str) -> Iterator[Problem]:
     """Leaves that may not be set, by their whole path."""
     for path, value in leaves(tree).items():
-        if path in KEYS and isinstance(value, str | int | None):
+        if path in KEYS and isinstance(value, str | int | float | None):
             continue
         if path in LAUNCHER_KEYS:
             if value is not None and (isinstance(value, dict | list) or not _PLAIN.fullmatch(str(value))):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneforge.artifacts.kept import read_config, read_provenance, read_record
+from tuneforge.artifacts.kept import TYPED, read_config, read_provenance, read_record
 from tuneforge.compose import PLACES, Composed, compose, judge, reread, used_plugins
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.interpolation import leaves, lookup
@@ -56,7 +56,7 @@ def read_run(root: Path) -> Kept:
     if missing:
         what = "there is no such folder" if not root.is_dir() else f"the folder has no {', '.join(missing)}"
         raise TuneforgeError("not-a-run", f"{root}: {what}, so it is not a run", fix="give a folder under output_root")
-    record, tree = read_record(root), read_config(root)
+    record, tree = read_record(root, TYPED), read_config(root)
     return Kept(root, tree, {k: Origin.of_dict(o) for k, o in read_provenance(root).items()}, record)
 
 

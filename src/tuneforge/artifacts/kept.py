@@ -15,7 +15,7 @@ from tuneforge.yaml_files import read_yaml
 NUMBER = (int, float)
 
 Shape = Any
-"""A type or several; a list of one shape; or a mapping of key -> shape, `*` being any key."""
+"""A type or several; a list of one shape; or a mapping of key -> shape: `*` is any key, and `key?` may be missing."""
 
 _SAMPLE: Shape = {"prompt": str, "wanted": str, "answer": str}
 
@@ -35,14 +35,30 @@ PAGE: Shape = {
 }
 """run.json: the keys that its page needs."""
 
+TYPED: Shape = {
+    "choices": dict,
+    "overrides": [str],
+    "config_dirs?": [str],
+    "from_environment?": dict,
+    "pickers?": dict,
+    "plugins": [{"name": str, "version": str, "sha256": str}],
+    "versions": {"*": str},
+}
+"""run.json: the keys that its config is composed from again."""
+
 RECORD: Shape = {
     **PAGE,
-    "config_dirs": [str],
-    "plugins": [{"name": str, "version": str, "sha256": str}],
+    **TYPED,
     "data": {"sha256": str, "digests": {"*": str}, "train_documents": int, "train_rows": int},
     "settled": dict.fromkeys(("num_steps", "per_device", "accumulate", "world_size"), int),
 }
-"""run.json: the keys that it takes to repeat the run, or to go on with it."""
+"""run.json: the keys that it takes to resume the run."""
+
+MEASURED: Shape = {"status": str, "metrics": {"after": {"*": NUMBER}}}
+"""run.json: what a trial measured."""
+
+REFUSED: Shape = {key: PAGE[key] for key in ("guards", "gates")}
+"""run.json: why a check refused the result."""
 
 CONFIG: Shape = {"model": dict, "data": dict, "method": dict, "trainer": dict, "callbacks": dict, "output_root": str}
 """config.yaml: the nodes that are looked at before the whole is checked by the schema."""
@@ -51,7 +67,7 @@ PROVENANCE: Shape = {"*": {"where": str, "expression": str}}
 
 
 def read_record(root: Path, shape: Shape = RECORD) -> dict[str, Any]:
-    """run.json of a run folder.
+    """run.json of a run folder, which must have the keys of `shape`: those that its reader needs.
 
     Raises:
         TuneforgeError: it is missing or damaged.
@@ -131,10 +147,11 @@ def mismatch(value: Any, shape: Shape, at: str = "") -> str:
     if isinstance(shape, Mapping):
         if not isinstance(value, Mapping):
             return f"{at or 'it'} is {_kind(value)} where an object belongs"
-        missing = [key for key in shape if key != "*" and key not in value]
+        missing = [key for key in shape if key != "*" and not key.endswith("?") and key not in value]
         if missing:
             return f"{at + ' ' if at else ''}has no {missing[0]!r}"
-        inner = {key: shape.get(key, shape.get("*")) for key in value if key in shape or "*" in shape}
+        known = {key.removesuffix("?"): of for key, of in shape.items()}
+        inner = {key: known.get(key, known.get("*")) for key in value if key in known or "*" in known}
         found = (mismatch(value[key], of, f"{at}.{key}" if at else str(key)) for key, of in inner.items())
         return next(filter(None, found), "")
     if isinstance(shape, list):

@@ -135,7 +135,7 @@ class StartChecks(pl.Callback):
         with trainer.precision_plugin.forward_context():
             error = packing_error(module.model, documents, module.device)
         context = module.context
-        limit = 1e-4 if context.settled.precision == "32-true" and context.method.exact else 2e-2
+        limit = 1e-4 if trainer.precision == "32-true" and context.method.exact else 2e-2
         if error > limit:
             raise TuneforgeError(
                 "packing-leaks",

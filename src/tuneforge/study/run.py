@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tuneforge.artifacts.folder import RunFolder, is_marked, read_metrics
-from tuneforge.artifacts.kept import read_record
+from tuneforge.artifacts.kept import MEASURED, REFUSED, read_record
 from tuneforge.compose import Composed, compose
 from tuneforge.errors import (
     EXIT_BUG,
@@ -177,7 +177,7 @@ def outcome_of(folder: Path, code: int, objectives: Sequence[str]) -> Outcome:
         return Outcome("failed", reason=_refusal(folder), code=code)
     if code != EXIT_OK:
         return Outcome("failed", reason=f"its processes ended in exit code {code}", code=code)
-    record = _record(folder)
+    record = read_record(folder, MEASURED)
     if record["status"] == "pruned":
         return Outcome("pruned")
     measured = record["metrics"]["after"]
@@ -198,7 +198,7 @@ def outcome_of(folder: Path, code: int, objectives: Sequence[str]) -> Outcome:
 
 def _refusal(folder: Path) -> str:
     """What the guards and gates of a refused run said last."""
-    record = _record(folder)
+    record = read_record(folder, REFUSED)
     said = [e["message"] for guard in record["guards"].values() for e in guard["events"][-1:]]
     said += [str(gate["name"]) for gate in record["gates"] if not gate["passed"]]
     return f"a check refused the result: {'; '.join(said) or 'see its run.json'}"
@@ -207,7 +207,3 @@ def _refusal(folder: Path) -> str:
 def _steps(folder: Path) -> int:
     """Optimizer steps that a run's log tells of."""
     return max((int(m["step"]) for m in read_metrics(RunFolder(folder).metrics) if "train/loss" in m), default=0)
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    return read_record(folder)
