@@ -20,6 +20,7 @@ from tuneforge.doctor import device, host, packages
 from tuneforge.doctor.check import GIB, Check
 from tuneforge.doctor.facts import Step
 from tuneforge.errors import Problem, TuneforgeError
+from tuneforge.masking import masked_output
 
 Usage = namedtuple("Usage", "total used free")
 CPU = {
@@ -97,7 +98,8 @@ class Bench:
         self.capsys.readouterr()
         problems: list[Problem] = []
         try:
-            code = run(request(*overrides, **flags))
+            with masked_output():
+                code = run(request(*overrides, **flags))
         except TuneforgeError as error:
             code, problems = error.exit_code, error.problems
         captured = self.capsys.readouterr()

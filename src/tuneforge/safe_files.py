@@ -134,6 +134,8 @@ def _followed(options: Mapping[str, Any], inside: str = "") -> Iterator[str]:
     for name, value in options.items():
         if name in TEXTS or (not inside and name == "prompt_tuning_init"):
             continue
+        if not inside and name == "auto_mapping" and _is_of_transformers(value):
+            continue
         where = f"{inside}.{name}" if inside else str(name)
         if isinstance(value, Mapping):
             yield from _followed(value, where)
@@ -141,6 +143,12 @@ def _followed(options: Mapping[str, Any], inside: str = "") -> Iterator[str]:
             isinstance(value, list | tuple | set) and any(isinstance(v, str | Mapping) for v in value)
         ):
             yield where
+
+
+def _is_of_transformers(mapping: Any) -> bool:
+    """Whether it names a class of transformers: PEFT writes that for every adapter made without a task type."""
+    library = mapping.get("parent_library") if isinstance(mapping, Mapping) else mapping
+    return library is None or str(library).partition(".")[0] == "transformers"
 
 
 def code_digest(folder: Path) -> str:

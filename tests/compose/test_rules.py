@@ -50,6 +50,7 @@ BROKEN = [
     ("two-bests", ["callbacks.early_stopping.patience=2", "callbacks.early_stopping.monitor=eval/perplexity"]),
     ("nothing-to-restore", ["~callbacks.checkpoints", "callbacks.nan_guard.action=stop", *BY_ITSELF]),
     ("nothing-to-restore", ["~callbacks.checkpoints", "callbacks.early_stopping.patience=2", *BY_ITSELF]),
+    ("outside-the-run", ["+logger.more={_target_: lightning.pytorch.loggers.CSVLogger, save_dir: /tmp}"]),
     ("password-in-config", ["logger=mlflow", "logger.mlflow.tracking_uri='http://me:secret@host/'"]),
     ("no-forgetting-tasks", ["model=hf", "model.path=x", "callbacks.forgetting_check.action=stop"]),
     ("nothing-to-generate", ["samples.num=2", "callbacks.generation_watch.action=stop"]),
@@ -81,12 +82,14 @@ def test_a_broken_rule_names_both_parties_and_the_way_out(code, overrides):
     assert problem.fix
 
 
-def test_a_quantised_base_is_refused_under_a_strategy_without_proof(tmp_path):
+def test_a_quantised_base_needs_a_strategy_with_proof_whatever_its_name(tmp_path):
     (tmp_path / "strategy").mkdir()
-    (tmp_path / "strategy" / "mine.yaml").write_text("name: mine\n_target_: tuneforge.strategies.ddp.ddp\n")
+    (tmp_path / "strategy" / "mine.yaml").write_text("defaults: [fsdp_tp]\nname: ddp\n")
+    (tmp_path / "strategy" / "yours.yaml").write_text("defaults: [ddp]\nname: yours\n")
     with pytest.raises(TuneforgeError, match="no proof of equal losses"):
         compose(["method=qlora", "strategy=mine"], [tmp_path])
     assert compose(["method=lora", "strategy=mine"], [tmp_path])
+    assert compose(["method=qlora", "strategy=yours"], [tmp_path])
 
 
 def test_every_rule_has_a_fault_that_breaks_it():

@@ -90,7 +90,7 @@ def bad_cases(tmp_path, models):
     broken.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", \n')
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"instruction": "caf\xe9", "output": "b"}\n'.encode("latin-1"))
-    columns = write(tmp_path / "columns.jsonl", [{"question": "a", "reply": "b"}] * 3)
+    columns = write(tmp_path / "columns.jsonl", [{"topic": "a", "blurb": "b"}] * 3)
     long = write(
         tmp_path / "long.jsonl", [{"instruction": "word " * 900, "input": "", "output": f"{i}"} for i in range(9)]
     )
@@ -104,7 +104,7 @@ def bad_cases(tmp_path, models):
         "missing file": ([model, f"data.path={tmp_path / 'rows.jsnl'}"], ["data.path", "rows.jsonl"]),
         "empty file": ([model, f"data.path={empty}"], ["empty"]),
         "broken line": ([model, f"data.path={broken}"], ["broken.jsonl", "2"]),
-        "wrong columns": ([model, f"data.path={columns}"], ["question", "reply", "instruction"]),
+        "wrong columns": ([model, f"data.path={columns}"], ["topic", "blurb", "instruction"]),
         "not utf-8": ([model, f"data.path={latin}"], ["latin.jsonl", "UTF-8"]),
         "no supervised token": ([model, f"data.path={long}"], ["no row has a supervised token", "long.jsonl:"]),
         "folder without weights": ([f"model.path={bare}", f"data.path={good}"], ["no weights", "config.json"]),
@@ -135,7 +135,7 @@ def test_bad_input_is_one_clear_message_and_writes_nothing(refused, model_folder
         said = refused("model=hf", "data=file", *arguments, f"hydra.run.dir={run}")
         for text in expected:
             assert text in said, f"{name}: {said}"
-        assert len(said.splitlines()) <= 6, f"{name}: {said}"
+        assert len(said.splitlines()) <= 7, f"{name}: {said}"
         assert not run.exists(), name
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from helpers import SHORT
 from tuneforge.artifacts import checkpoint_io, whole
+from tuneforge.callbacks.checkpoints import Checkpoints
 
 STEPS = (*SHORT, "samples.num=0", "trainer.max_steps=8", "trainer.val_check_interval=2", "optim.lr=2e-3")
 
@@ -53,10 +54,13 @@ def test_with_on_error_warn_the_run_goes_on_and_the_best_is_one_that_is_there(co
     assert ran.record["metrics"]["after"]["eval/loss"] == pytest.approx(evaluated[4], rel=1e-6)
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(command, tmp_path):
-    """A file stands where the folder should be: also root, who may write anywhere, cannot."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").write_text("")
+def test_a_folder_that_cannot_be_written_to_is_told(command, tmp_path, monkeypatch):
+    """A file is where the folder should be: also root, who may write anywhere, cannot."""
+
+    def obstruct(self, *_):
+        (tmp_path / "run" / "checkpoints").write_text("")
+
+    monkeypatch.setattr(Checkpoints, "on_train_start", obstruct)
     ran = command(*STEPS, folder=tmp_path / "run")
     assert ran.code == 2
     assert "could not be written: Not a directory; there is no checkpoint yet" in ran.err

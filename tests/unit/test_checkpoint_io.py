@@ -74,7 +74,7 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path):
 
     path = tmp_path / "step-00000001"
     AtomicCheckpointIO().save_checkpoint({"x": Evil()}, path)
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+    with pytest.raises(Exception, match="more than tensors and plain containers"):
         AtomicCheckpointIO().load_checkpoint(path)
 
 

@@ -252,7 +252,7 @@ class NanGuard(StepGuard[_Step]):
         }
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Weights that are not finite never leave a run.
+        """Weights that are not finite, or that give no finite loss, never leave a run.
 
         Raises:
             RefusedError: they are, and there is neither a copy nor a checkpoint to go back to.
@@ -261,13 +261,13 @@ class NanGuard(StepGuard[_Step]):
         (optimizer,) = trainer.optimizers
         if "found_inf" in vars(optimizer):
             del optimizer.found_inf  # type: ignore[attr-defined]
-        if not self.on or not agreed(trainer, bool(not_finite(pl_module, trained=True))):
+        wrong = self._wrong_at_the_end(trainer, pl_module) if self.on else ""
+        if not wrong:
             return
         back = self.kept.restore(trainer, pl_module, trainer.global_step)
         problem = Problem(
             "diverged",
-            "the last step left weights that are not finite"
-            + (f"; those of step {back} are back" if back is not None else ""),
+            wrong + (f"; the weights of step {back} are back" if back is not None else ""),
             self.path,
             fix=f"lower the learning rate: optim.lr={pl_module.context.config.optim.lr / 2:.3g}",
         )
@@ -275,6 +275,12 @@ class NanGuard(StepGuard[_Step]):
             raise RefusedError.of([problem])
         if self.refusal is None:
             self.stop(trainer, problem)
+
+    def _wrong_at_the_end(self, trainer: pl.Trainer, pl_module: Any) -> str:
+        if agreed(trainer, bool(not_finite(pl_module, trained=True))):
+            return "the last step left weights that are not finite"
+        loss = float(trainer.callback_metrics.get("eval/loss", 0.0))
+        return "" if math.isfinite(loss) else f"the last evaluation had a loss of {loss}"
 
 
 def not_finite(pl_module: Any, *, trained: bool = False) -> list[str]:

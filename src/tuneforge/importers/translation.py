@@ -53,9 +53,10 @@ def experiment(translation: Translation, out: Path | None = None) -> str:
     """The experiment file; `out` is where it will lie, as DIR/experiment/NAME.yaml."""
     folder = str(out.parent.parent) if out and out.parent.name == "experiment" else "DIR"
     name = out.stem if out else translation.name
-    # A group of which not every run has an option is added, not overridden.
-    picked = {g: f"override /{g}" if g in groups_in_defaults() else f"/{g}" for g in translation.choices}
-    nested: dict[str, Any] = {"defaults": [{picked[g]: o} for g, o in translation.choices.items()]}
+    # A group of which not every run has an option is added, not overridden; Hydra wants overrides last.
+    added = [{f"/{g}": o} for g, o in translation.choices.items() if g not in groups_in_defaults()]
+    overridden = [{f"override /{g}": o} for g, o in translation.choices.items() if g in groups_in_defaults()]
+    nested: dict[str, Any] = {"defaults": [*added, *overridden]}
     for path, value in translation.values.items():
         *parents, last = path.split(".")
         node = nested

@@ -20,6 +20,7 @@ from tuneforge.console import say
 from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
 from tuneforge.importers.translation import Translation, experiment
+from tuneforge.masking import masked
 from tuneforge.shell import again, command
 from tuneforge.study.store import Kept, load_study
 
@@ -103,7 +104,9 @@ class Answer:
         """Write `best.yaml`."""
         dirs = [Path(d) for d in self.kept.config_dirs]
         chosen, values = _split([*again(self.kept.fixed), *self.best[0].user_attrs["overrides"]], dirs)
-        text = experiment(Translation("", choices=chosen, values=values, name="best"), self.experiment)
+        # Masked before it is YAML: `***` needs quotes there.
+        kept = {key: masked(value, key) for key, value in values.items()}
+        text = experiment(Translation("", choices=chosen, values=kept, name="best"), self.experiment)
         put_text(self.root, str(self.experiment.relative_to(self.root)), text)
 
     def tell(self) -> None:
