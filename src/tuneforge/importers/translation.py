@@ -24,7 +24,7 @@ class Translation:
     """A foreign config in our words."""
 
     dialect: str
-    choices: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, str | list[str]] = field(default_factory=dict)
     """Group -> option."""
     values: dict[str, Any] = field(default_factory=dict)
     """Dotted key -> value."""
@@ -49,13 +49,15 @@ def command_line(translation: Translation) -> str:
     return command(*overrides(translation))
 
 
-def experiment(translation: Translation, out: Path | None = None) -> str:
-    """The experiment file; `out` is where it will lie, as DIR/experiment/NAME.yaml."""
+def experiment(translation: Translation, out: Path | None = None, use: str = "") -> str:
+    """The experiment file; `out` is where it will lie, as DIR/experiment/NAME.yaml, and `use` the command for it."""
     folder = str(out.parent.parent) if out and out.parent.name == "experiment" else "DIR"
     name = out.stem if out else translation.name
-    # A group of which not every run has an option is added, not overridden; Hydra wants overrides last.
-    added = [{f"/{g}": o} for g, o in translation.choices.items() if g not in groups_in_defaults()]
-    overridden = [{f"override /{g}": o} for g, o in translation.choices.items() if g in groups_in_defaults()]
+    # A group of which not every run has an option is added, not overridden; Hydra wants overrides last. An experiment
+    # can choose another one only under another key, which the package makes.
+    chosen = {g + "@_global_" * (g == "experiment"): o for g, o in translation.choices.items()}
+    added = [{f"/{g}": o} for g, o in chosen.items() if g not in groups_in_defaults()]
+    overridden = [{f"override /{g}": o} for g, o in chosen.items() if g in groups_in_defaults()]
     nested: dict[str, Any] = {"defaults": [*added, *overridden]}
     for path, value in translation.values.items():
         *parents, last = path.split(".")
@@ -63,7 +65,7 @@ def experiment(translation: Translation, out: Path | None = None) -> str:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    line = command(setting("+experiment", name), config_dirs=[folder])
+    line = use or command(setting("+experiment", name), config_dirs=[folder])
     body = yaml.dump(nested, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     return f"# @package _global_\n# {line}\n{body}"
 

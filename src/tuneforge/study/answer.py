@@ -85,8 +85,10 @@ class Answer:
 
     @property
     def best_command(self) -> str:
-        """The best trial as an experiment."""
-        return command("+experiment=best", config_dirs=[self.root])
+        """The best trial as an experiment; a file cannot delete, so what the sweep deleted is deleted here."""
+        deleted = [o for o in self.kept.fixed if o.startswith("~")]
+        dirs = map(Path, self.kept.config_dirs)
+        return command("+experiment=best", *deleted, config_dirs=list(dict.fromkeys([self.root, *dirs])))
 
     def values(self, trial: FrozenTrial) -> str:
         """A complete trial's objectives."""
@@ -106,7 +108,7 @@ class Answer:
         chosen, values = _split([*again(self.kept.fixed), *self.best[0].user_attrs["overrides"]], dirs)
         # Masked before it is YAML: `***` needs quotes there.
         kept = {key: masked(value, key) for key, value in values.items()}
-        text = experiment(Translation("", choices=chosen, values=kept, name="best"), self.experiment)
+        text = experiment(Translation("", choices=chosen, values=kept, name="best"), self.experiment, self.best_command)
         put_text(self.root, str(self.experiment.relative_to(self.root)), text)
 
     def tell(self) -> None:
@@ -160,11 +162,11 @@ def _end(distribution: BaseDistribution, value: Any) -> str:
     return {max(numbers): "upper end", min(numbers) or None: "lower end"}.get(value, "")
 
 
-def _split(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Overrides as choices of options and as values; deletions have no place in an experiment."""
+def _split(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[dict[str, str | list[str]], dict[str, Any]]:
+    """Overrides as choices of options and as values; a file cannot hold deletions."""
     with front(config_dirs) as loader:
         known = groups(loader)
-    chosen: dict[str, str] = {}
+    chosen: dict[str, str | list[str]] = {}
     values: dict[str, Any] = {}
     for text in overrides:
         try:
@@ -179,7 +181,7 @@ def _split(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[dict[
             continue
         key, value = parsed.key_or_group, parsed.value()
         if key in known:
-            chosen[key] = str(value)
+            chosen[key] = list(map(str, value)) if isinstance(value, list) else str(value)
         else:
             values[key] = json.loads(json.dumps(value, default=str))
     return chosen, values
