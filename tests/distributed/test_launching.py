@@ -238,8 +238,10 @@ def test_our_own_processes_end_together_when_one_is_killed(tmp_path, rank):
     while child.poll() is None and len(losses(tmp_path / "run")) < 2:
         time.sleep(0.05)
     family = psutil.Process(child.pid).children(recursive=True)
-    (chosen,) = [p for p in family if p.environ().get("RANK") == str(rank)]
-    chosen.kill()
+    # Started in the order of their ranks.
+    workers = [p for p in psutil.Process(child.pid).children() if "tuneforge.worker" in " ".join(p.cmdline())]
+    assert len(workers) == 2
+    sorted(workers, key=lambda p: p.create_time())[rank].kill()
     _, err = child.communicate(timeout=60)
     assert child.returncode == 1
     assert f"error: process {rank} of 2 was ended by SIGKILL" in err
