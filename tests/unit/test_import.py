@@ -476,6 +476,36 @@ def test_another_training_is_never_made_into_fine_tuning(write, monkeypatch):
         assert said in "; ".join(translate(write(text)).replaced), text
 
 
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        (f"{AXOLOTL}adapter: lora\nload_in_8bit: true\n", "qlora_8bit"),
+        (f"{AXOLOTL}adapter: qlora\nload_in_4bit: true\npeft_use_dora: true\n", "qdora"),
+        (f"{TRL}load_in_8bit: true\n", "qlora_8bit"),
+        (f"{FACTORY}finetuning_type: lora\nquantization_bit: 8\n", "qlora_8bit"),
+        (f"{FACTORY}finetuning_type: lora\nquantization_bit: 4\nuse_dora: true\n", "qdora"),
+    ],
+)
+def test_a_quantised_base_is_carried_with_its_bits_and_its_variant(write, method, text):
+    translation = translate(write(text))
+    assert translation.choices["method"] == method
+    assert not {entry.key for entry in translation.left} & {
+        "load_in_8bit",
+        "quantization_bit",
+        "peft_use_dora",
+        "use_dora",
+    }
+
+
+def test_what_exists_here_under_another_name_is_carried(write):
+    carried = translate(write(f"{FACTORY}finetuning_type: lora\nearly_stopping_steps: 2\nadditional_target: lm_head\n"))
+    assert carried.values["callbacks.early_stopping.patience"] == 2
+    assert carried.values["method.modules_to_save"] == ["lm_head"]
+    carried = translate(write(f"{AXOLOTL}adapter: lora\nearly_stopping_patience: 3\nlora_modules_to_save: [lm_head]\n"))
+    assert carried.values["callbacks.early_stopping.patience"] == 3
+    assert carried.values["method.modules_to_save"] == ["lm_head"]
+
+
 def test_frozen_layers_are_carried(write):
     carried = translate(write(f"{FACTORY}finetuning_type: freeze\nfreeze_trainable_layers: 3\n"))
     assert (carried.choices["method"], carried.values["method.last_layers"], carried.replaced) == ("freeze", 3, [])

@@ -115,7 +115,7 @@ def _method(draft: Draft) -> None:
     adapter = draft.get("adapter")
     variants = {"peft_use_dora": "dora", "peft_use_rslora": "rslora"}
     if adapter in (None, "", False):
-        shared.method(draft, "full", ["adapter"], "load_in_4bit", {})
+        shared.method(draft, "full", ["adapter"], {}, {})
         for key in [*_ADAPTER_KEYS, *variants, "lora_model_dir", "load_in_4bit", "load_in_8bit"]:
             if draft.get(key) not in (None, False, "", 0, 0.0) and draft.has(key):
                 draft.leave(key, "no adapter is trained: it has no effect there either")
@@ -123,10 +123,8 @@ def _method(draft: Draft) -> None:
         return
     if adapter not in ("lora", "qlora"):
         draft.replace(f"adapter: {adapter} has no method here")
-    shared.method(draft, "lora", ["adapter", "load_in_4bit"], "load_in_4bit", variants)
-    if draft.on("load_in_8bit"):
-        draft.leave("load_in_8bit", "there is no 8-bit base here: it stays in 16 bits, which costs twice its memory")
-    draft.same("load_in_8bit", "adapter")
+    shared.method(draft, "lora", ["adapter"], shared.BITS, variants)
+    draft.same("adapter")
     _adapter(draft)
 
 

@@ -47,9 +47,9 @@ RULES: dict[str, Rule] = {
     "pad_to_sequence_len": Not("rows are padded to the longest of their batch here: the same loss, less memory"),
     "group_by_length": Not("rows are drawn at random here; packing removes the padding that grouping saves"),
     "strict": Not("about Axolotl's own command line"),
-    "early_stopping_patience": Not(
-        "add a callback: lightning.pytorch.callbacks.EarlyStopping in an option of callbacks/"
-    ),
+    "early_stopping_patience": To("callbacks.early_stopping.patience", whole),
+    "lora_modules_to_save": To("method.modules_to_save", listed),
+    "router_aux_loss_coef": To("regularise.router_aux_loss_coef", number),
     "resume_from_checkpoint": Not(
         "checkpoints of another tool cannot be resumed; resume=auto continues runs made here"
     ),
@@ -138,7 +138,7 @@ RULES: dict[str, Rule] = {
         Not(_TRACKER),
     ),
     **every(
-        "lora_fan_in_fan_out lora_target_parameters lora_modules_to_save lora_exclude_modules lora_rank_pattern "
+        "lora_fan_in_fan_out lora_target_parameters lora_exclude_modules lora_rank_pattern "
         "lora_alpha_pattern peft peft_layers_to_transform peft_layers_pattern peft_layer_replication "
         "peft_init_lora_weights peft_trainable_token_indices peft_ensure_weight_tying peft_autocast_adapter_dtype gptq "
         "loraplus_lr_ratio loraplus_lr_embedding relora relora_steps relora_warmup_steps relora_anneal_steps "

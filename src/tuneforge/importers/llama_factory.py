@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tuneforge.importers import shared
-from tuneforge.importers.common import Dialect, Draft, Handled, Not, Rule, To, every, whole
+from tuneforge.importers.common import Dialect, Draft, Handled, Not, Rule, To, every, number, whole
 from tuneforge.importers.trainer_args import TRAINER_RULES
 
 _LOSSES = {"orpo": "orpo", "simpo": "simpo"}
+_BITS = {"_four": "qlora", "_eight": "qlora_8bit"}
 _STAGES = {"sft": "instruct", "pt": "pretrain", "rm": "reward"}
 
 
@@ -65,16 +66,18 @@ def _method(draft: Draft) -> None:
         _freeze(draft)
         return
     bits = draft.get("quantization_bit")
-    draft.given = {**draft.given, "_four": bits == 4}
+    draft.given = {**draft.given, "_four": bits == 4, "_eight": bits == 8}
     if kind not in ("lora", "full"):
         draft.replace(f"finetuning_type: {kind} has no method here")
     variants = {"use_dora": "dora", "use_rslora": "rslora", "pissa_init": "pissa"}
-    trains = shared.method(draft, "full" if kind == "full" else "lora", ["finetuning_type"], "_four", variants)
-    draft.given = {k: v for k, v in draft.given.items() if k != "_four"}
-    if bits == 4 and trains:
+    trains = shared.method(draft, "full" if kind == "full" else "lora", ["finetuning_type"], _BITS, variants)
+    draft.given = {k: v for k, v in draft.given.items() if k not in _BITS}
+    if bits in (4, 8) and trains:
         draft.same("quantization_bit")
     elif bits is not None:
-        draft.leave("quantization_bit", "a base in 4 bits under an adapter is what there is; it stays in 16 bits here")
+        draft.leave(
+            "quantization_bit", "a base in 4 or 8 bits under an adapter is what there is; it stays in 16 bits here"
+        )
     if trains:
         _adapter(draft, quantised=bits == 4)
         return
@@ -287,7 +290,9 @@ RULES: dict[str, Rule] = {
     "freeze_multi_modal_projector": Not("text models only", (True,)),
     "freeze_language_model": Not("text models only"),
     "disable_shuffling": Not("rows are always shuffled here, by the seed"),
-    "early_stopping_steps": Not("add a callback: lightning.pytorch.callbacks.EarlyStopping in an option of callbacks/"),
+    "early_stopping_steps": To("callbacks.early_stopping.patience", whole),
+    "additional_target": To("method.modules_to_save", shared.listed),
+    "moe_aux_loss_coef": To("regularise.router_aux_loss_coef", number),
     "mix_strategy": Not("a run reads one set", ("concat",)),
     **every(
         "preprocessing_num_workers preprocessing_batch_size overwrite_cache tokenized_path streaming buffer_size "
@@ -316,7 +321,7 @@ RULES: dict[str, Rule] = {
         Not(_INFER),
     ),
     **every(
-        "additional_target loraplus_lr_ratio loraplus_lr_embedding pissa_iter pissa_convert create_new_adapter "
+        "loraplus_lr_ratio loraplus_lr_embedding pissa_iter pissa_convert create_new_adapter "
         "module_dropout oft_rank oft_block_size oft_target freeze_trainable_layers freeze_trainable_modules "
         "freeze_extra_modules use_galore galore_target galore_rank galore_update_interval galore_scale "
         "galore_proj_type galore_layerwise use_apollo apollo_target apollo_rank apollo_update_interval apollo_scale "
@@ -324,7 +329,7 @@ RULES: dict[str, Rule] = {
         "badam_switch_mode badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose use_swanlab "
         "use_llama_pro use_adam_mini use_mca use_muon use_dft_loss use_eaft_loss adapter_folder resize_vocab "
         "split_special_tokens add_special_tokens new_special_tokens_config init_special_tokens rope_scaling "
-        "shift_attn mixture_of_depths use_unsloth use_unsloth_gc enable_liger_kernel moe_aux_loss_coef "
+        "shift_attn mixture_of_depths use_unsloth use_unsloth_gc enable_liger_kernel "
         "upcast_layernorm upcast_lmhead_output use_v1_kernels quantization_device_map fp8 fp8_backend "
         "fp8_enable_fsdp_float8_all_gather image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches "
         "video_max_pixels video_min_pixels video_fps video_maxlen use_audio_in_video audio_sampling_rate use_kt "

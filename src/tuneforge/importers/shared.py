@@ -225,26 +225,36 @@ def evaluation(draft: Draft, epochs_key: str) -> None:
 OFF_SWITCH = (None, False)
 
 
-def method(draft: Draft, kind: str, kind_keys: Sequence[str], four_bit: str, variants: Mapping[str, str]) -> bool:
-    """Choose the method; returns whether it trains an adapter. `variants`: a switch -> the option of that variant."""
+BITS = {"load_in_4bit": "qlora", "load_in_8bit": "qlora_8bit"}
+"""A switch that quantises the base, by its name in Axolotl and TRL -> the method over such a base."""
+QUANTISED_VARIANTS = {("qlora", "dora"): "qdora"}
+"""Method over a quantised base, variant -> the option that is both."""
+
+
+def method(
+    draft: Draft, kind: str, kind_keys: Sequence[str], quantised: Mapping[str, str], variants: Mapping[str, str]
+) -> bool:
+    """Choose the method; returns whether it trains an adapter. Switches -> options: of a base's bits, of variants."""
     if kind == "full":
         draft.choose("method", "full", *kind_keys)
         return False
+    base = next((option for key, option in quantised.items() if draft.on(key)), "lora")
     chosen = False
-    for key, option in variants.items():
+    for key, variant in variants.items():
+        option = variant if base == "lora" else QUANTISED_VARIANTS.get((base, variant))
         if draft.get(key) in OFF_SWITCH:
             draft.same(key)
-        elif draft.on(four_bit):
+        elif option is None:
             draft.leave(
-                key, f"goes with an unquantised base only here: method=qlora stands, method={option} is without"
+                key, f"goes with an unquantised base only here: method={base} stands, method={variant} is without"
             )
         elif chosen:
             draft.leave(key, f"method={draft.result.choices['method']} is already picked, and a run has one method")
         else:
             chosen = draft.choose("method", option, key)
     if not chosen:
-        draft.choose("method", "qlora" if draft.on(four_bit) else "lora", *kind_keys)
-    draft.same(*kind_keys)
+        draft.choose("method", base, *kind_keys)
+    draft.same(*kind_keys, *quantised)
     return True
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneforge.importers import shared, trl_trainers
-from tuneforge.importers.common import Dialect, Draft, Handled, Not, Rule, To, every, switch, whole
+from tuneforge.importers.common import Dialect, Draft, Handled, Not, Rule, To, every, number, switch, whole
 from tuneforge.importers.trainer_args import TRAINER_RULES
 
 _ADAPTER_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
@@ -68,7 +68,7 @@ def _trainer(draft: Draft) -> tuple[str, str]:
 def _method(draft: Draft) -> None:
     adapter = draft.on("use_peft")
     variants = {"use_dora": "dora", "use_rslora": "rslora"}
-    shared.method(draft, "lora" if adapter else "full", ["use_peft"], "load_in_4bit", variants if adapter else {})
+    shared.method(draft, "lora" if adapter else "full", ["use_peft"], shared.BITS, variants if adapter else {})
     if not adapter:
         for key in (*_ADAPTER_KEYS, *variants, "load_in_4bit", "load_in_8bit"):
             if draft.given.get(key) not in (None, False):
@@ -91,9 +91,7 @@ def _method(draft: Draft) -> None:
         )
     if draft.on("load_in_4bit"):
         draft.set("method.double_quant", draft.on("use_bnb_nested_quant"), "use_bnb_nested_quant")
-    if draft.on("load_in_8bit"):
-        draft.leave("load_in_8bit", "there is no 8-bit base here: it stays in 16 bits, which costs twice its memory")
-    draft.same("load_in_4bit", "load_in_8bit", "use_bnb_nested_quant")
+    draft.same("use_bnb_nested_quant")
     _dtype(draft, trained=False)
 
 
@@ -255,13 +253,14 @@ RULES: dict[str, Rule] = {
     "eval_packing": Not("evaluation packs as training does here"),
     "padding_free": Not("packing is free of padding here: data.packing"),
     "model_init_kwargs": Not("options of from_pretrained are named one by one here: model.*"),
-    "lora_modules_to_save": Not("modules trained whole beside the adapter are not supported"),
+    "lora_modules_to_save": To("method.modules_to_save", shared.listed),
+    "router_aux_loss_coef": To("regularise.router_aux_loss_coef", number),
     **every(
         "dataset_num_proc dataset_batch_size dataset_kwargs dataset_streaming streaming ignore_bias_buffers "
         "pad_to_multiple_of gradient_checkpointing_kwargs logging_completions",
         Not("only about speed or loading there: it changes nothing of what is learnt"),
     ),
-    **every("use_liger router_aux_loss_coef lora_target_parameters num_of_sequences", Not(_OTHER)),
+    **every("use_liger lora_target_parameters num_of_sequences", Not(_OTHER)),
     **every(" ".join(trl_trainers.KEYS.values()), Not(_RL)),
     "beta": To("task_recipe.beta"),
 }
