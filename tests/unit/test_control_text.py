@@ -40,12 +40,19 @@ def test_a_completion_that_brings_its_end_gets_no_second_one(end, capsys):
         (CHATML, "<|im_end|>\n"),
         (CHATML, "<|im_end|></s>"),
         (HEADERS, "<|eot|>\n"),
+        (CHATML.replace("im_end", "unknown_end"), "<|unknown_end|>"),
+        (CHATML.replace("im_end", "unknown_end"), "<|unknown_end|></s>\n"),
     ],
 )
 def test_an_answer_that_brings_its_end_is_taught_with_one(template, end):
     tokenizer = tokenizer_with(template)
     document = encode([chat("a?", f"one{end}")], tokenizer, **OPTIONS).documents
     assert taught(document, tokenizer) == [f"one{turn_marks(tokenizer).end}"]
+
+
+def test_a_bracket_that_ends_an_answer_stays():
+    tokenizer = tokenizer_with("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+    assert taught(encode([chat("a?", "see [1]")], tokenizer, **OPTIONS).documents, tokenizer) == ["[see [1]]"]
 
 
 def test_bos_of_the_row_and_of_the_tokenizer_is_one():

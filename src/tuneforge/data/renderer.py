@@ -1,5 +1,6 @@
 """From an example to text, with the character spans that are supervised."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ from tuneforge.data.formats import Example
 from tuneforge.data.template import Rendered
 from tuneforge.data.turn_marks import control_tokens, end_texts, turn_marks
 from tuneforge.errors import Problem, TuneforgeError
+
+_LIKE_A_TOKEN = re.compile(r"<[|/][^<>\s]+>")
 
 
 @dataclass
@@ -82,7 +85,9 @@ class Renderer:
             TuneforgeError: the template, or `data.special_tokens_in_text=refuse`, refuses the row.
         """
         if example.messages:
-            plain, escaped = self._checked(map_answers(example, lambda text: without_end(text, self.ends)))
+            # `<|im_end|>` is ordinary text to some tokenizers, and an answer of the data may bring it too.
+            ends = (*self.ends, self.marks.end) if _LIKE_A_TOKEN.fullmatch(self.marks.end) else self.ends
+            plain, escaped = self._checked(map_answers(example, lambda text: without_end(text, ends)))
             return [_uncut(r) if escaped else r for r in self._chat(plain)]
         bos, eos = str(self.tokenizer.bos_token or ""), str(self.tokenizer.eos_token or "")
         ended = {
