@@ -27,7 +27,7 @@ from omegaconf.resolvers.oc import env
 from tuneforge import inert, masking, rules
 from tuneforge.config_bounds import MAX_VALUES, bounded_interpolations, exhausted
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
-from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
+from tuneforge.front import CONFIG_NAME, front, groups_in_defaults, noted_defaults
 from tuneforge.hydra_node import is_hydra
 from tuneforge.interpolation import leaves, lookup, replaced
 from tuneforge.overrides import normalise, option_of_broken_plugin
@@ -117,13 +117,13 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
 
 def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
     in_defaults = groups_in_defaults()
-    with front(config_dirs) as loader:
+    with front(config_dirs) as loader, noted_defaults() as noted:
         lines, parsed, problems = normalise(loader, overrides, in_defaults)
         try:
             tree = loader.load_configuration(CONFIG_NAME, lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise TuneforgeError.of([*problems, _broken_owner(error) or from_hydra(error)]) from error
-        origins, pickers = trace(loader, CONFIG_NAME, lines, [o for o in parsed if not is_hydra(o)])
+        origins, pickers = trace(loader, noted[-1], lines, [o for o in parsed if not is_hydra(o)])
     with open_dict(tree):
         _show_defaults(tree, ROOT.target)
     hydra = tree.hydra

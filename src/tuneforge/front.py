@@ -4,8 +4,11 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra import initialize_config_search_path
+from hydra._internal import config_loader_impl
+from hydra._internal.defaults_list import DefaultsList
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
@@ -64,6 +67,28 @@ def front(config_dirs: Sequence[Path] = ()) -> Iterator[ConfigLoader]:
     finally:
         if outer is not None:
             Singleton.set_state(outer)
+
+
+@contextmanager
+def noted_defaults() -> Iterator[list[DefaultsList]]:
+    """The defaults lists that Hydra resolves within.
+
+    Its loader does not keep them, and `compute_defaults_list` resolves one again, a fifth of the time of a composition
+    (hydra-core 1.4). This goes when the loader hands them out.
+    """
+    noted: list[DefaultsList] = []
+    module: Any = config_loader_impl
+    resolve = module.create_defaults_list
+
+    def noting(*args: Any, **options: Any) -> DefaultsList:
+        noted.append(resolve(*args, **options))
+        return noted[-1]
+
+    module.create_defaults_list = noting
+    try:
+        yield noted
+    finally:
+        module.create_defaults_list = resolve
 
 
 def groups(loader: ConfigLoader) -> dict[str, list[str]]:

@@ -2,10 +2,11 @@
 
 import builtins
 import copy
+import functools
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
@@ -35,6 +36,10 @@ class Options(ConfigSource):
     def __init__(self, provider: str, path: str) -> None:
         super().__init__(provider, path)
         self._read: dict[str, tuple[str, Any]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: Hydra copies its sources for each composition, and what is read stays as it is."""
+        return self
 
     @staticmethod
     def scheme() -> str:
@@ -70,7 +75,7 @@ class Options(ConfigSource):
         if not self.is_config(config_path):
             raise ConfigLoadError(f"Config not found : {config_path}")
         header = _header(self.text(config_path), self.shown(config_path))
-        config = OmegaConf.create(self.data(config_path))
+        config = OmegaConf.create(self._content(config_path)[1])  # copies it
         return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", config, header)
 
     def _content(self, config_path: str) -> tuple[str, Any]:
@@ -78,18 +83,8 @@ class Options(ConfigSource):
         if config_path not in self._read:
             shown = self.shown(config_path)
             text = read_text(self.file(config_path), shown)
-            found = read_yaml(text, shown)
-            if not isinstance(found, dict | None):
-                message = f"{shown} holds a {type(found).__name__}, and an option is a mapping of keys to values"
-                raise TuneforgeError("bad-yaml", message, fix="write key: value")
-            for path, why in complex_texts(found or {}):
-                raise TuneforgeError(
-                    "yaml-too-large", f"{shown}: {path} {why}", path=path, fix="write the value itself"
-                )
-            if self.provider not in TRUSTED:
-                group = config_path.rpartition("/")[0]
-                check_file(found or {}, package_of(text, group), group, shown)
-            self._read[config_path] = text, found or {}
+            group = None if self.provider in TRUSTED else config_path.rpartition("/")[0]
+            self._read[config_path] = text, _parsed(text, shown, group)
         return self._read[config_path]
 
     def available(self) -> bool:
@@ -111,6 +106,26 @@ class Options(ConfigSource):
         for file in self.root().joinpath(config_path).iterdir():
             self._list_add_result(found, f"{config_path}/{file.name}".lstrip("/"), file.name, results_filter)
         return sorted(set(found))
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(text: str, shown: str, group: str | None) -> dict[str, Any]:
+    """The data of an option file, checked; of the same text it is the same object, and is not written into.
+
+    Args:
+        text: what the file says.
+        shown: its name in messages.
+        group: the folder that it is in; None for a file that ships with tuneforge.
+    """
+    found = read_yaml(text, shown)
+    if not isinstance(found, dict | None):
+        message = f"{shown} holds a {type(found).__name__}, and an option is a mapping of keys to values"
+        raise TuneforgeError("bad-yaml", message, fix="write key: value")
+    for path, why in complex_texts(found or {}):
+        raise TuneforgeError("yaml-too-large", f"{shown}: {path} {why}", path=path, fix="write the value itself")
+    if group is not None:
+        check_file(found or {}, package_of(text, group), group, shown)
+    return found or {}
 
 
 class Sweeps(Options):

@@ -1,14 +1,15 @@
 """Where each value of a composed config came from: every option file and override that set it, in order."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import yaml
+from hydra._internal.defaults_list import DefaultsList
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
-from hydra.types import RunMode
 
 from tuneforge.masking import mask, masked
 from tuneforge.option_files import Options
@@ -62,13 +63,12 @@ def masked_origin(path: str, origin: Origin) -> Origin:
 
 
 def trace(
-    loader: ConfigLoader, config_name: str, overrides: list[str], values: Iterable[Override]
+    loader: ConfigLoader, defaults: DefaultsList, overrides: list[str], values: Iterable[Override]
 ) -> tuple[dict[str, Origin], dict[str, str]]:
     """Dotted path -> origin of every leaf, and group -> what picked its option.
 
     Later settings win, as in the composition.
     """
-    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN)
     origins: dict[str, Origin] = {}
     pickers: dict[str, str] = {}
     for default in defaults.defaults:
@@ -125,11 +125,19 @@ def _settings(loader: ConfigLoader, default: ResultDefault) -> Iterator[tuple[st
     if found is None:
         return
     text, shown = found
-    for path, line, node in _leaves(node_of(text)):
+    for path, line, expression, written in _written(text):
         if path.split(".")[0] not in ("defaults", "hydra") or package:
-            written = text[node.start_mark.index : node.end_mark.index].strip()
-            expression = node.value if isinstance(node, yaml.ScalarNode) and "${" in node.value else ""
             yield (f"{package}.{path}" if package else path), Origin(f"{shown}:{line}", expression, written)
+
+
+@functools.lru_cache(maxsize=1024)
+def _written(text: str) -> tuple[tuple[str, int, str, str], ...]:
+    """Path, line, interpolation and text of each leaf of a YAML file."""
+    found = []
+    for path, line, node in _leaves(node_of(text)):
+        expression = node.value if isinstance(node, yaml.ScalarNode) and "${" in node.value else ""
+        found.append((path, line, expression, text[node.start_mark.index : node.end_mark.index].strip()))
+    return tuple(found)
 
 
 def _typed_settings(override: Override) -> Iterator[tuple[str, Origin]]:

@@ -98,7 +98,8 @@ def test_a_recorded_run_is_read_so(name, canary, refused, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(HOSTILE[name][0])
     (tmp_path / "run" / "provenance.json").write_text("{}")
-    (tmp_path / "run" / "run.json").write_text("{}")
+    record = {"choices": {}, "overrides": [], "versions": {}, "plugins": []}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert "config.yaml" in refused("plan", str(tmp_path / "run"))
 
 
