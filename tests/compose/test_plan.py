@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -230,6 +232,51 @@ def test_amd_gpus_are_counted_where_torch_computes_on_them(monkeypatch, tmp_path
     assert device._amd_gpus(tmp_path) == []
     monkeypatch.setattr(device.importlib.metadata, "version", lambda name: "2.13.0+rocm7.0")
     assert device._amd_gpus(tmp_path) == [2**36, 2**37]
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [
+        (None, [("NVIDIA H100", 80, 9.0)] * 2),
+        ("GPU-b2", [("NVIDIA H100", 80, 9.0)]),
+        ("MIG-c3", [("NVIDIA H100 MIG 1g.10gb", 10, 9.0)]),
+        ("MIG-unknown", []),
+    ],
+)
+def test_the_driver_is_asked_for_the_memory_of_what_is_visible(monkeypatch, listed, found):
+    """A part of a GPU (MIG) has its own memory, and the capability of the whole."""
+    handles = {"GPU-a1": ("NVIDIA H100", 80), "GPU-b2": ("NVIDIA H100", 80), "MIG-c3": ("NVIDIA H100 MIG 1g.10gb", 10)}
+
+    class Error(Exception):
+        pass
+
+    def by_uuid(uuid):
+        if uuid not in handles:
+            raise Error
+        return uuid
+
+    def capability(handle):
+        assert handle.startswith("GPU-")
+        return 9, 0
+
+    driver = SimpleNamespace(
+        NVMLError=Error,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: list(handles)[index],
+        nvmlDeviceGetHandleByUUID=by_uuid,
+        nvmlDeviceGetDeviceHandleFromMigDeviceHandle=lambda handle: "GPU-a1",
+        nvmlDeviceGetUUID=lambda handle: handle,
+        nvmlDeviceGetName=lambda handle: handles[handle][0],
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=handles[handle][1]),
+        nvmlDeviceGetCudaComputeCapability=capability,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if listed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert device._nvidia_gpus() == found
 
 
 @pytest.mark.parametrize(
