@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -122,7 +123,8 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
         try:
             tree = loader.load_configuration(CONFIG_NAME, lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise TuneforgeError.of([*problems, _broken_owner(error) or from_hydra(error)]) from error
+            problem = _broken_owner(error) or _deletes_nothing(error, loader, lines) or from_hydra(error)
+            raise TuneforgeError.of([*problems, problem]) from error
         origins, pickers = trace(loader, noted[-1], lines, [o for o in parsed if not is_hydra(o)])
     with open_dict(tree):
         _show_defaults(tree, ROOT.target)
@@ -182,9 +184,12 @@ def reread(tree: Mapping[str, Any], paths: Collection[str]) -> tuple[dict[str, A
     problems: list[Problem] = []
     resolution = _Resolution(problems, {})
     resolved, reads = resolution.of(OmegaConf.create(replaced(tree, others))), resolution.reads
-    known = leaves(resolved)
     masking.remember_keys(resolved)
-    return replaced(tree, {p: known[p] for p in paths if p in known}), problems, reads
+    known: dict[str, Any] = {}
+    for path in paths:
+        with suppress(KeyError):  # it could not be worked out, which is a problem, or is no path of the tree
+            known[path] = lookup(resolved, path)
+    return replaced(tree, known), problems, reads
 
 
 def secret_in_path(folder: Path, path: str) -> Iterator[Problem]:
@@ -245,6 +250,29 @@ def _broken_owner(error: Exception) -> Problem | None:
     missing = getattr(error, "missing_cfg_file", None)
     group, _, option = str(missing or "").rpartition("/")
     return option_of_broken_plugin(group, option)
+
+
+def _deletes_nothing(error: Exception, loader: ConfigLoader, lines: Sequence[str]) -> Problem | None:
+    """An override that deletes a key that is not there, with the keys that are."""
+    missing = re.match(r"Could not delete from config\. '([^']+)' does not exist", str(error))
+    if missing is None:
+        return None
+    path = missing[1]
+    tree = loader.load_configuration(CONFIG_NAME, [line for line in lines if not line.startswith("~")], RunMode.RUN)
+    around, (*parents, name) = tree, path.split(".")
+    for part in parents:
+        inner = around._get_node(part) if OmegaConf.is_dict(around) and part in around else None
+        if not OmegaConf.is_dict(inner):
+            name = part
+            break
+        around = inner
+    return Problem(
+        "unknown-key",
+        f"cannot be deleted: there is no {name!r}",
+        path,
+        f"command line: ~{path}",
+        did_you_mean(name, (str(k) for k in around if k != "hydra")),
+    )
 
 
 def _show_defaults(node: DictConfig, schema: str) -> None:
@@ -308,34 +336,37 @@ class _Resolution:
         self.values = 0
         self.reads: dict[str, Any] = {}
         """Dotted path -> the interpolation of each leaf that reads the environment."""
+        _reads.clear()
 
-    def of(self, node: DictConfig, path: str = "") -> dict[str, Any]:
-        """The mapping at `path`."""
+    def of(self, node: DictConfig, path: str = "", *, in_list: bool = False) -> dict[str, Any]:
+        """The mapping at `path`; what one in a list reads is recorded with the whole list, which is the leaf."""
         done: dict[str, Any] = {}
         for key in map(str, node):
             where = f"{path}.{key}" if path else key
             if where == "hydra":
                 continue
-            _reads.clear()
+            before = len(_reads)
             try:
                 if not OmegaConf.is_missing(node, key):
-                    done[key] = self._value(node[key], where)
-                    if _reads and not isinstance(done[key], dict):
+                    done[key] = self._value(node[key], where, in_list)
+                    # A mapping is a leaf where one interpolation stands for all of it.
+                    whole = not isinstance(done[key], dict) or OmegaConf.is_interpolation(node, key)
+                    if len(_reads) > before and whole and not in_list:
                         self.reads[where] = _as_written(node, key)
-                        _remember_reads(where)
+                        _remember_reads(where, _reads[before:])
             except OmegaConfBaseException as error:
                 if exhausted():
                     raise self._too_large(where) from error
                 self.problems.append(_unresolved(node, where, error, origin_of(self.origins, where)))
         return done
 
-    def _value(self, value: Any, where: str) -> Any:
+    def _value(self, value: Any, where: str, in_list: bool = False) -> Any:
         self.values += 1
         if self.values > MAX_VALUES:
             raise self._too_large(where)
         if isinstance(value, DictConfig):
-            return self.of(value, where)
-        return [self._value(item, where) for item in value] if isinstance(value, ListConfig) else value
+            return self.of(value, where, in_list=in_list)
+        return [self._value(item, where, in_list=True) for item in value] if isinstance(value, ListConfig) else value
 
     def _too_large(self, where: str) -> TuneforgeError:
         message = "the config has more values, or more interpolations to work out, than any config"
@@ -351,10 +382,10 @@ def _as_written(node: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(raw, resolve=False) if isinstance(raw, ListConfig) else raw._value()  # type: ignore[union-attr]
 
 
-def _remember_reads(where: str) -> None:
+def _remember_reads(where: str, reads: Sequence[tuple[str, str]]) -> None:
     """Have what a key has read from the environment masked in texts; a folder to write to is no secret."""
     if where not in PLACES:
-        for name, value in _reads:
+        for name, value in reads:
             masking.remember_read(name, value)
 
 

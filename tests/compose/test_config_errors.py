@@ -21,6 +21,22 @@ WRONG = [
     ("model.init=scratch", "method", "frozen"),
     ("data.split.eval_fraction=0", "data.split.eval_fraction", "nothing would show overfitting"),
 ]
+MEANT = [
+    ("++callbacks.nan_gaurd.action=stop", "callbacks.nan_gaurd", "did you mean 'nan_guard'"),
+    ("++callbacks.nan_gaurd=stop", "callbacks.nan_gaurd", "did you mean 'nan_guard'"),
+    ("~callbacks.nan_gaurd", "callbacks.nan_gaurd", "did you mean 'nan_guard'"),
+    ("~callbacks.nan_gaurd.action", "callbacks.nan_gaurd.action", "did you mean 'nan_guard'"),
+    ("~optm.lr", "optm.lr", "did you mean 'optim'"),
+    ("~optim", "optim", "choose an option: optim=NAME"),
+    ("+experiment=mine", "experiment", "--config-dir DIR with experiment/mine.yaml"),
+]
+
+
+@pytest.mark.parametrize(("override", "path", "fix"), MEANT)
+def test_what_was_meant_is_named(override, path, fix):
+    with pytest.raises(TuneforgeError) as raised:
+        compose([override])
+    assert any(fix in p.fix for p in raised.value.problems if p.path == path)
 
 
 @pytest.mark.parametrize(("override", "path", "says"), WRONG)
@@ -87,6 +103,9 @@ def test_the_command_line_answers_with_exit_2_and_no_traceback(refused, argument
         (["--info", "--cfg", "job"], "ask one after the other"),
         (["plan", "--why", "optim.lr", "--diff", "x"], "ask one after the other"),
         (["--info", "serchpath"], "'searchpath'"),
+        (["plugins", "optim=lion"], "composes no config"),
+        (["report", "x", "optim=lion"], "composes no config"),
+        (["doctor", "--rules", "optim=lion"], "plan says"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused_and_nothing_is_trained(refused, monkeypatch, arguments, says):

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tuneforge import masking
-from tuneforge.compose import compose
+from tuneforge.compose import _Resolution, compose, reread
 from tuneforge.errors import TuneforgeError
+from tuneforge.interpolation import replaced
 from tuneforge.masking import is_secret_key, mask, masked
 
 # Made up, in the formats that the vendors document.
@@ -301,3 +303,24 @@ def test_an_error_repeats_no_secret(planted, refused, argument):
     extra = ["trainer.max_steps=kumquat"] if "url" in argument else []
     said = refused(*planted, typed, *extra)
     assert "kumquat-typed" not in said or "api_kee" in typed
+
+
+def test_what_an_interpolation_reads_inside_of_a_list_or_for_a_whole_node_is_recorded_as_it_was_written(monkeypatch):
+    monkeypatch.setenv("PLANTED", SECRETS["environment"])
+    monkeypatch.setenv("NODE", "{a: " + SECRETS["environment"] + "}")
+    written = {
+        "files": [{"path": "${oc.env:PLANTED}", "other": 1, "inner": [{"x": "a ${oc.env:PLANTED}"}]}, 2],
+        "node": "${oc.decode:${oc.env:NODE}}",
+        "other": "${keys.files}",
+        "plain": [{"y": 1}],
+    }
+    tree = OmegaConf.create({"keys": written, "last": 1})
+    problems = []
+    resolution = _Resolution(problems, {})
+    resolved = resolution.of(tree)
+    assert resolved["keys"]["files"][0]["path"] == SECRETS["environment"]
+    recorded = replaced(resolved, resolution.reads)
+    assert recorded == {"keys": written, "last": 1}
+    # A record from elsewhere may name any path.
+    assert reread(recorded, [*resolution.reads, "no.such", "keys.files.path"])[:2] == (resolved, [])
+    assert problems == []

@@ -1,10 +1,14 @@
 """`lr_find`: a rate to paste, a plot, and no weights."""
 
 import json
+import shlex
+from types import SimpleNamespace
 
 import pytest
 
 from tuneforge.artifacts.folder import MARK
+from tuneforge.cli import run
+from tuneforge.compose import compose
 from tuneforge.errors import RefusedError
 from tuneforge.lr_find import smoothed, suggestion
 
@@ -36,6 +40,25 @@ def test_a_model_that_does_not_learn_has_no_rate(command):
     assert ran.code == 3
     assert "the loss fell at no rate of the range" in ran.err
     assert not ran.folder.exists()
+
+
+def test_the_command_to_paste_keeps_all_but_the_rate_and_the_test(tmp_path, monkeypatch, capsys):
+    """Its options: the folder of the user's own, and what it was started from."""
+    (tmp_path / "my options" / "optim").mkdir(parents=True)
+    (tmp_path / "my options" / "optim" / "mine.yaml").write_text("defaults: [adamw]\neps: 1e-7\n")
+    found = SimpleNamespace(rates=[1e-4, 1e-3], smoothed=[2.0, 1.0], diverged=False, suggested=1e-3)
+    monkeypatch.setattr("tuneforge.lr_find.find", lambda *_: found)
+    monkeypatch.setattr("tuneforge.data.source.read", lambda *_: None)
+    monkeypatch.setattr("tuneforge.data.source.slice_of", lambda *_: None)
+    monkeypatch.setattr("tuneforge.rerun.compose_from", lambda base, *rest: compose(*rest))
+    monkeypatch.chdir(tmp_path)
+    dropped = ["optim.lr=1", "++lr_find={steps: 9}", "lr_find.steps=9", "resume=auto", "hydra.run.dir=there"]
+    flags = ["--config-dir", "my options", "--from", "outputs/a run"]
+    assert run(["lr_find", *flags, "optim=mine", "+optim.lr_later=1", *dropped]) == 2  # no such key, of this one alone
+    assert "optim.lr_later" in capsys.readouterr().err
+    assert run(["lr_find", *flags, "optim=mine", "seed=3", *dropped]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("next ")]
+    assert shlex.split(line)[1:] == ["python", "-m", "tuneforge", *flags, "optim=mine", "seed=3", "optim.lr=0.001"]
 
 
 def test_the_steepest_fall_is_found():

@@ -112,10 +112,12 @@ def test_the_page_of_a_run_shows_how_to_run_it_again(composed, tmp_path):
 
 def test_the_best_trial_of_a_sweep_is_a_command():
     kept = Kept("i", "s", "", ["eval/loss"], ["minimize"], ["method=lora"], [], [FOLDER])
-    answer = Answer(Path(FOLDER), kept, [], [], {})
+    answer = Answer(Path("a sweep"), kept, [], [], {})
     trial = SimpleNamespace(user_attrs={"overrides": ["optim.lr=0.001"]})
     assert shlex.split(answer.command(trial))[3:] == ["--config-dir", FOLDER, "method=lora", "optim.lr=0.001"]
-    assert shlex.split(answer.best_command)[3:] == ["--config-dir", FOLDER, "+experiment=best"]
+    # The experiment may choose options of the sweep's own folders.
+    folders = ["--config-dir", "a sweep", "--config-dir", FOLDER]
+    assert shlex.split(answer.best_command)[3:] == [*folders, "+experiment=best"]
 
 
 def test_the_advice_of_a_folder_in_use_is_an_override(composed, tmp_path):

@@ -11,7 +11,8 @@ from tuneforge.compose import compose
 from tuneforge.plugins.discovery import core_options
 from tuneforge.schema.check import check, leaf_paths
 from tuneforge.schema.facts import method_facts
-from tuneforge.schema.signature import MISSING, NodeType, UnreadableTargetError, read_signature
+from tuneforge.schema.signature import MISSING, NodeType, read_signature
+from tuneforge.schema.source import UnreadableTargetError
 
 
 def test_a_dataclass_gives_its_fields_with_bases_types_defaults_and_docs():
@@ -96,6 +97,32 @@ def test_a_file_written_for_the_test_is_read_with_its_constraints(tmp_path, monk
     assert fields["kind"].default == "a"
     assert fields["names"].default == []
     assert fields["model"].type is Any
+
+
+KEYWORD_ONLY = {
+    "from dataclasses import KW_ONLY, dataclass, field": ("dataclass", "KW_ONLY", "field"),
+    "import dataclasses": ("dataclasses.dataclass", "dataclasses.KW_ONLY", "dataclasses.field"),
+    "import dataclasses as dc": ("dc.dataclass", "dc.KW_ONLY", "dc.field"),
+    "from dataclasses import KW_ONLY as K, dataclass as d, field as f": ("d", "K", "f"),
+    "from dataclasses import *; from dataclasses import KW_ONLY, dataclass, field": ("dataclass", '"KW_ONLY"', "field"),
+}
+
+
+@pytest.mark.parametrize("imports", KEYWORD_ONLY)
+def test_keyword_only_fields_are_read_however_their_words_were_imported(tmp_path, monkeypatch, imports):
+    decorator, marker, field = KEYWORD_ONLY[imports]
+    name = f"keyword_only_{list(KEYWORD_ONLY).index(imports)}"
+    (tmp_path / f"{name}.py").write_text(
+        f"{imports}\n@{decorator}\nclass Knobs:\n"
+        f"    first: int\n    _: {marker}\n    needed: int = {field}(kw_only=True)\n"
+        f"    given: int = {field}(default=4, kw_only=True)\n    names: list = {field}(default_factory=list)\n"
+        f"    hidden: int = {field}(init=False)\n    any: int = {field}(**{{}})\n"
+        f"@{decorator}(kw_only=True)\nclass More(Knobs):\n    last: int = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = read_signature(f"{name}.More").fields
+    wanted = {"first": MISSING, "needed": MISSING, "given": 4, "names": [], "any": ..., "last": 1}
+    assert {n: f.default for n, f in fields.items()} == wanted
 
 
 def test_check_reports_every_problem_of_a_tree_at_once():

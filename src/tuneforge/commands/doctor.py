@@ -23,6 +23,9 @@ def run(request: Request) -> int:
         TuneforgeError: the default job cannot run here; one problem for each reason.
     """
     if request.flags.rules:
+        if request.overrides:
+            message = f"--rules lists all rules, of no config: {request.overrides[0]}"
+            raise TuneforgeError("too-many-words", message, fix="drop it; plan says what a config breaks")
         return _print_rules(request.flags.json)
     quiet_libraries()
     with nullcontext() if request.flags.json or not console.is_terminal else console.status("trying the libraries"):

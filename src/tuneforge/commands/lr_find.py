@@ -23,7 +23,11 @@ def run(request: Request) -> int:
     import_bitsandbytes()
     from tuneforge.lr_find import find
 
-    kept = [o for o in again(request.overrides) if not key_of(o).startswith(("optim.lr", "lr_find.", "hydra."))]
+    kept = [
+        o
+        for o in again(request.overrides)
+        if key_of(o) not in ("optim.lr", "lr_find") and not key_of(o).startswith(("lr_find.", "hydra."))
+    ]
 
     def with_rate(rate: float) -> str:
         dirs = request.flags.config_dir

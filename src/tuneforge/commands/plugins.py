@@ -21,6 +21,8 @@ def run(request: Request) -> int:
     Raises:
         TuneforgeError: no such action, or one without its argument.
     """
+    if request.overrides:
+        raise TuneforgeError("too-many-words", f"plugins composes no config: {request.overrides[0]}", fix="drop it")
     if not request.words:
         return _list(request.flags.json)
     action, *rest = request.words

@@ -16,7 +16,11 @@ def run(request: Request) -> int:
         raise TuneforgeError(
             "no-folder", f"report wants one folder, got {len(request.words)}", fix="tuneforge report RUN, or a sweep's"
         )
-    root = Path(request.words[0])
+    root, key = Path(request.words[0]), "hydra.sweeper.storage="
+    others = [o for o in request.overrides if not o.startswith(key)]
+    if others:
+        message = f"report composes no config: {others[0]}"
+        raise TuneforgeError("too-many-words", message, fix=f"drop it; a sweep's database is named with {key}URL")
     if (root / "run.json").is_file():
         _refuse_to_overwrite(root)
         say(str(write_report(root)))
@@ -24,7 +28,6 @@ def run(request: Request) -> int:
         return EXIT_OK
     from tuneforge.study.answer import Answer
 
-    key = "hydra.sweeper.storage="
     typed = [o.partition("=")[2].strip("'\"") for o in request.overrides if o.startswith(key)]
     answer = Answer.read(root, typed[-1] if typed else None)
     _refuse_to_overwrite(root)

@@ -8,7 +8,8 @@ from tuneforge.option_targets import FORMAT
 from tuneforge.rules.registry import rule
 from tuneforge.schema import Config
 from tuneforge.schema.facts import method_facts
-from tuneforge.schema.signature import UnreadableTargetError, read_signature
+from tuneforge.schema.signature import read_signature
+from tuneforge.schema.source import UnreadableTargetError
 from tuneforge.targets import trusted, why_borrowed, why_untrusted
 
 

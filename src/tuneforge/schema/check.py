@@ -14,10 +14,10 @@ from tuneforge.schema.signature import (
     Field,
     NodeType,
     Of,
-    UnreadableTargetError,
     members,
     read_signature,
 )
+from tuneforge.schema.source import UnreadableTargetError
 from tuneforge.schema.types import LARGEST, LARGEST_INT, Home, Range
 from tuneforge.shell import local_path
 from tuneforge.targets import instead_of, why_borrowed, why_untrusted
@@ -151,7 +151,8 @@ class _Walk:
             elif default is ...:
                 continue  # an expression that only the target itself can evaluate
             elif option.required:
-                self.report("required-key", where, f"is required and nothing sets it ({option.doc or owners[name]})")
+                message = f"is required and nothing sets it ({option.doc or owners[name]})"
+                self.report("required-key", where, message, self.options(where) if any(map(_pluggable, nested)) else "")
             else:
                 done[name] = copy.deepcopy(default)
 
@@ -162,6 +163,8 @@ class _Walk:
             close = difflib.get_close_matches(where, elsewhere, n=3, cutoff=0.0)
             if close:
                 fix = f"did you mean {' or '.join(map(repr, close))}? {fix}"
+            elif where == name and isinstance(value, str) and value.isidentifier():
+                fix = f"if it is a group of your own, name its folder: --config-dir DIR with {name}/{value}.yaml; {fix}"
         self.report("unknown-key", where, f"there is no such key (value {_shown(value)})", fix)
 
     def value(self, value: Any, type_: Any, path: str) -> Any:
@@ -183,6 +186,8 @@ class _Walk:
         choices = [str(c) for a in members(type_) if get_origin(a) is Literal for c in get_args(a)]
         close = near(str(value), choices) if isinstance(value, str) else []
         fix = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+        if any(isinstance(m, NodeType) and _pluggable(m) for m in members(type_)):
+            fix = self.options(path)
         if isinstance(value, int | float) and not _bounded(value):
             fix = f"numbers are finite and at most {LARGEST:g}, integers at most {LARGEST_INT}"
         self.report("wrong-value", path, f"must be {wanted}, got {_shown(value)}", fix)
@@ -197,6 +202,10 @@ class _Walk:
         if len(types) == 1:
             types = types * len(value)
         return [self.value(v, t, path) for v, t in zip(value, types, strict=True)]
+
+
+def _pluggable(type_: NodeType) -> bool:
+    return read_signature(type_.target).pluggable
 
 
 def _scalar(type_: Any) -> Any:

@@ -9,19 +9,17 @@ positional ones without a default where there are keyword-only ones; every other
 import ast
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tuneforge.plugins import registry
 from tuneforge.schema import types
+from tuneforge.schema.source import Module, UnreadableTargetError, dotted, locate
 
 MISSING: Any = type("MISSING", (), {"__repr__": lambda _: "MISSING"})()
 
-FIELD = ("field", "dataclasses.field")
-"""Names of the function that describes a dataclass's field."""
 MAX_ALIASES = 20
 """Names of types that stand for one another."""
 
@@ -94,10 +92,6 @@ class Signature:
     """A class's literal attributes that are no fields, those of its bases included: what it says of itself."""
 
 
-class UnreadableTargetError(Exception):
-    """The target's source cannot be found or holds no such name."""
-
-
 @functools.cache
 def read_signature(target: str) -> Signature:
     """The options of `target`, a dotted path.
@@ -106,7 +100,7 @@ def read_signature(target: str) -> Signature:
         UnreadableTargetError: no such module or name, or no Python source for it.
     """
     try:
-        module, node = _locate(target)
+        module, node = locate(target)
         if isinstance(node, ast.ClassDef):
             return _of_class(target, module, node)
         if isinstance(node, ast.FunctionDef):
@@ -116,97 +110,8 @@ def read_signature(target: str) -> Signature:
     raise UnreadableTargetError(f"{target} is neither a class nor a function")
 
 
-@dataclass(frozen=True)
-class _Module:
-    name: str
-    is_package: bool
-    names: Mapping[str, ast.stmt]
-    imports: Mapping[str, str]
-
-    def absolute(self, name: str) -> str:
-        """The dotted path that `name` stands for in this module."""
-        return self.imports.get(name, f"{self.name}.{name}")
-
-
-def _locate(target: str, depth: int = 0) -> tuple[_Module, ast.stmt]:
-    module_name, _, name = target.rpartition(".")
-    if not module_name or depth > 8:
-        raise UnreadableTargetError(f"{target} names no module and attribute")
-    module = _read_module(module_name)
-    if name in module.names:
-        return module, module.names[name]
-    if name in module.imports:
-        return _locate(module.imports[name], depth + 1)
-    raise UnreadableTargetError(f"module {module_name} has no {name!r}")
-
-
-@functools.cache
-def _read_module(name: str) -> _Module:
-    path = _source_of(name)
-    try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
-    except (SyntaxError, ValueError, OSError) as error:
-        line = getattr(error, "lineno", None)
-        raise UnreadableTargetError(f"{path}{f':{line}' if line else ''} cannot be read: {error}") from error
-    is_package = path.name == "__init__.py"
-    names: dict[str, ast.stmt] = {}
-    imports: dict[str, str] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            names[node.name] = node
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            names[node.targets[0].id] = node
-        for found in [node, *_guarded(node)]:
-            imports.update(_imports_of(found, name, is_package))
-    return _Module(name, is_package, names, imports)
-
-
-def _guarded(node: ast.stmt) -> list[ast.stmt]:
-    """The statements under an `if` or `try` at module level: `if TYPE_CHECKING:` and optional imports."""
-    return [*node.body] if isinstance(node, ast.If | ast.Try) else []
-
-
-def _imports_of(node: ast.stmt, module: str, is_package: bool) -> dict[str, str]:
-    if isinstance(node, ast.Import):
-        return {a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0] for a in node.names}
-    if not isinstance(node, ast.ImportFrom):
-        return {}
-    parts = module.split(".")
-    base = parts[: len(parts) - node.level + is_package] if node.level else []
-    source = ".".join([*base, *([node.module] if node.module else [])])
-    return {a.asname or a.name: f"{source}.{a.name}" for a in node.names}
-
-
-def _source_of(module: str) -> Path:
-    """The file of a module. Only the top-level package is looked up by the import system: no parent is imported."""
-    top, *rest = module.split(".")
-    origin = _init_of(top)
-    if not rest:
-        return origin
-    # Only tuneforge.conf lies elsewhere (editable installs map it); no target lives there.
-    base = origin.parent.joinpath(*rest)
-    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    raise UnreadableTargetError(f"there is no module {module!r}")
-
-
-def _init_of(top: str) -> Path:
-    """The `__init__.py` of a top-level package, or the file of a top-level module."""
-    dropped = registry.package_dir(top)
-    if dropped is not None:
-        return dropped / "__init__.py"
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError) as error:
-        raise UnreadableTargetError(f"package {top!r} cannot be found: {error}") from error
-    if spec is None or spec.origin is None:
-        raise UnreadableTargetError(f"there is no package {top!r}")
-    return Path(spec.origin)
-
-
-def _of_class(target: str, module: _Module, node: ast.ClassDef) -> Signature:
-    bases = [b for b in map(_dotted, node.bases) if b]
+def _of_class(target: str, module: Module, node: ast.ClassDef) -> Signature:
+    bases = [b for b in map(dotted, node.bases) if b]
     inherited = [s for s in (_try_read(module.absolute(b)) for b in bases) if s is not None]
     pluggable = any(module.absolute(b) == "tuneforge.schema.types.Pluggable" for b in bases)
     pluggable = pluggable or any(s.pluggable for s in inherited)
@@ -220,11 +125,11 @@ def _of_class(target: str, module: _Module, node: ast.ClassDef) -> Signature:
     fields: dict[str, Field] = {}
     for base in reversed(inherited):
         fields.update(base.fields)
-    if _is_dataclass(node):
+    if _is_dataclass(module, node):
         fields.update(_dataclass_fields(module, node))
     accepts_any = any(s.accepts_any for s in inherited)
     # A dataclass has an __init__ of its own; any other class has the first that a base has.
-    objects = 0 if _is_dataclass(node) else next((s.num_objects for s in inherited if s.num_objects), 0)
+    objects = 0 if _is_dataclass(module, node) else next((s.num_objects for s in inherited if s.num_objects), 0)
     return Signature(
         target, fields, objects, home=module.name, accepts_any=accepts_any, pluggable=pluggable, facts=facts
     )
@@ -254,37 +159,47 @@ def _try_read(target: str) -> Signature | None:
         return None
 
 
-def _is_dataclass(node: ast.ClassDef) -> bool:
-    names = [_dotted(d.func if isinstance(d, ast.Call) else d) for d in node.decorator_list]
-    return any(n and n.rpartition(".")[2] == "dataclass" for n in names)
+def _is_dataclass(module: Module, node: ast.ClassDef) -> bool:
+    decorators = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+    return any(module.resolved(d).rpartition(".")[2] == "dataclass" for d in decorators)
 
 
-def _dataclass_fields(module: _Module, node: ast.ClassDef) -> dict[str, Field]:
+def _dataclass_fields(module: Module, node: ast.ClassDef) -> dict[str, Field]:
     fields: dict[str, Field] = {}
     for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
-        annotation = ast.unparse(statement.annotation)
+        annotation = _unquoted(statement.annotation)
         # `_: KW_ONLY` only marks what follows it.
-        if "ClassVar" in annotation or annotation.rpartition(".")[2] == "KW_ONLY" or _left_out(statement.value):
+        if "ClassVar" in ast.unparse(annotation) or module.resolved(annotation) == "dataclasses.KW_ONLY":
+            continue
+        if _left_out(module, statement.value):
             continue
         name = statement.target.id
         doc = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             doc = str(following.value.value)
-        default = MISSING if statement.value is None else _default(statement.value)
+        default = MISSING if statement.value is None else _field_default(module, statement.value)
         fields[name] = Field(name, _Types(module).read(statement.annotation), default, " ".join(doc.split()))
     return fields
 
 
-def _left_out(node: ast.expr | None) -> bool:
+def _unquoted(annotation: ast.expr) -> ast.expr:
+    """An annotation that is written as a text, such as "int", as the expression in it."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        with suppress(SyntaxError):
+            return ast.parse(annotation.value, mode="eval").body
+    return annotation
+
+
+def _left_out(module: Module, node: ast.expr | None) -> bool:
     """Whether a field is no parameter: `field(init=False)`."""
-    if not isinstance(node, ast.Call) or _dotted(node.func) not in FIELD:
+    if not isinstance(node, ast.Call) or module.resolved(node.func) != "dataclasses.field":
         return False
     return any(k.arg == "init" and isinstance(k.value, ast.Constant) and not k.value.value for k in node.keywords)
 
 
-def _of_function(target: str, module: _Module, node: ast.FunctionDef, doc: str) -> Signature:
+def _of_function(target: str, module: Module, node: ast.FunctionDef, doc: str) -> Signature:
     args = node.args
     positional = [*args.posonlyargs, *args.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
@@ -314,33 +229,30 @@ def _parameter_doc(doc: str, name: str) -> str:
     return ""
 
 
+def _field_default(module: Module, node: ast.expr) -> Any:
+    """The default of a dataclass's field, which may be described by `field()`."""
+    if not isinstance(node, ast.Call) or module.resolved(node.func) != "dataclasses.field":
+        return _default(node)
+    given = {k.arg: k.value for k in node.keywords}
+    if "default" in given:
+        return _default(given["default"])
+    if "default_factory" in given:
+        return {"list": [], "dict": {}}.get(dotted(given["default_factory"]), ...)
+    # `field(**described)` may say anything.
+    return ... if None in given else MISSING
+
+
 def _default(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
-        if isinstance(node, ast.Call) and _dotted(node.func) in FIELD:
-            given = {k.arg: k.value for k in node.keywords}
-            if "default" in given:
-                return _default(given["default"])
-            if "default_factory" not in given:
-                return MISSING
-            return {"list": [], "dict": {}}.get(_dotted(given["default_factory"]), ...)
         return ...
-
-
-def _dotted(node: ast.expr) -> str:
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        head = _dotted(node.value)
-        return f"{head}.{node.attr}" if head else ""
-    return ""
 
 
 class _Types:
     """Turns an annotation's source into a typing object, in the names of the module it stands in."""
 
-    def __init__(self, module: _Module, aliases: int = 0) -> None:
+    def __init__(self, module: Module, aliases: int = 0) -> None:
         self.module = module
         self.aliases = aliases
 
@@ -369,22 +281,22 @@ class _Types:
         return Any if Any in (left, right) else OneOf((*members(left), *members(right)))
 
     def _name(self, node: ast.expr) -> Any:
-        name = _dotted(node)
+        name = dotted(node)
         if name.rpartition(".")[2] in _BUILTINS:
             return _BUILTINS[name.rpartition(".")[2]]
         try:
-            module, found = _locate(self.module.absolute(name))
+            module, found = locate(self.module.absolute(name))
         except (UnreadableTargetError, SyntaxError, OSError):
             return Any
         if isinstance(found, ast.Assign):
             # `X = X`, and longer circles of aliases.
             return _Types(module, self.aliases + 1).read(found.value) if self.aliases < MAX_ALIASES else Any
-        if isinstance(found, ast.ClassDef) and (_is_dataclass(found) or found.name == "Pluggable"):
+        if isinstance(found, ast.ClassDef) and (_is_dataclass(module, found) or found.name == "Pluggable"):
             return NodeType(f"{module.name}.{found.name}")
         return Any
 
     def _subscript(self, node: ast.Subscript) -> Any:
-        head = _dotted(node.value).rpartition(".")[2]
+        head = dotted(node.value).rpartition(".")[2]
         inner = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
         if head == "Literal":
             choices = [_default(i) for i in inner]
@@ -405,13 +317,12 @@ class _Types:
         return Any
 
     def _constraint(self, node: ast.expr) -> Any:
-        if isinstance(node, ast.Call) and _dotted(node.func).endswith("Home"):
+        if isinstance(node, ast.Call) and dotted(node.func).endswith("Home"):
             return types.Home()
-        if isinstance(node, ast.Call) and _dotted(node.func).endswith("Range"):
+        if isinstance(node, ast.Call) and dotted(node.func).endswith("Range"):
             bounds = {str(k.arg): _default(k.value) for k in node.keywords}
             return None if ... in bounds.values() else types.Range(**bounds)
         return None
 
 
 registry.on_change(read_signature.cache_clear)
-registry.on_change(_read_module.cache_clear)
