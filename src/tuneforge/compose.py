@@ -259,7 +259,8 @@ def _deletes_nothing(error: Exception, loader: ConfigLoader, lines: Sequence[str
         return None
     path = missing[1]
     tree = loader.load_configuration(CONFIG_NAME, [line for line in lines if not line.startswith("~")], RunMode.RUN)
-    around, (*parents, name) = tree, path.split(".")
+    around: Any = tree
+    *parents, name = path.split(".")
     for part in parents:
         inner = around._get_node(part) if OmegaConf.is_dict(around) and part in around else None
         if not OmegaConf.is_dict(inner):
