@@ -40,7 +40,7 @@ from tuneforge.provenance import Origin, add_defaults, origin_of, trace
 from tuneforge.schema import Config
 from tuneforge.schema.check import ROOT, check
 from tuneforge.schema.signature import NodeType, members, read_signature
-from tuneforge.shell import local_path
+from tuneforge.shell import key_of, local_path
 from tuneforge.trial import Trial
 
 T = TypeVar("T")
@@ -125,6 +125,8 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             problem = _broken_owner(error) or _deletes_nothing(error, loader, lines) or from_hydra(error)
             raise TuneforgeError.of([*problems, problem]) from error
+        except RecursionError as error:
+            raise circular(lines) from error
         origins, pickers = trace(loader, noted[-1], lines, [o for o in parsed if not is_hydra(o)])
     with open_dict(tree):
         _show_defaults(tree, ROOT.target)
@@ -326,6 +328,17 @@ def from_hydra(error: Exception) -> Problem:
     cause = error.__cause__ if not str(error).strip() and error.__cause__ else error
     lines = [line.strip() for line in str(cause).strip().splitlines() if line.strip()]
     return Problem("broken-option-file", lines[0] if lines else type(error).__name__, fix="\n  ".join(lines[1:]))
+
+
+def circular(lines: Sequence[str]) -> TuneforgeError:
+    """The error of defaults lists that Hydra follows without end."""
+    chosen = [line.lstrip("+") for line in lines if not line.startswith(("++", "~")) and "." not in key_of(line)]
+    return TuneforgeError(
+        "broken-option-file",
+        f"a defaults list of an option file leads back to its own file (chosen here: {' '.join(chosen) or 'nothing'})",
+        path="defaults",
+        fix="look at the defaults lists of the files that you added: no option can name itself, or one that names it",
+    )
 
 
 class _Resolution:

@@ -38,9 +38,11 @@ class _Unbroken:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, or drop it where that is impossible."""
+        """Write, or drop it where that is impossible; a character that the encoding lacks is written as its escape."""
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError as error:
+            return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except OSError as error:
             self._lose(error)
             return len(text)

@@ -1,6 +1,7 @@
 """Our door to Hydra: its loader over our option files, the plugins' and the user's, and what can be chosen there."""
 
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,12 @@ def front(config_dirs: Sequence[Path] = ()) -> Iterator[ConfigLoader]:
     outer = Singleton.get_state() if GlobalHydra.instance().is_initialized() else None
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_search_path([f"{OPTIONS}://{CONFIG_MODULE}"], job_name="tuneforge"):
+        with (
+            warnings.catch_warnings(),
+            initialize_config_search_path([f"{OPTIONS}://{CONFIG_MODULE}"], job_name="tuneforge"),
+        ):
+            # Of `extend_list(...)` and `json_str(...)`: warnings for developers, where a user reads our own messages.
+            warnings.filterwarnings("ignore", message=r".*will be removed in Hydra 1\.5")
             yield GlobalHydra.instance().config_loader()
     finally:
         if outer is not None:

@@ -3,6 +3,9 @@
 import builtins
 import copy
 import functools
+import json
+import re
+from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -26,6 +29,8 @@ SWEEP = "sweep"
 """The group of the sweeps: no run has one unless it is asked for."""
 TRUSTED = ("main", SWEEPS)
 """Providers of option files that ship with tuneforge."""
+_PLACE = re.compile(r"/?[^\s@/:]+(/[^\s@/:]+)*(@[^\s@/:]+)?")
+"""A group or an option in a defaults list: `/method`, `/hydra/sweeper/sampler`, `db@backup`."""
 PLUGIN = "plugin "
 """What the places of a plugin's option files start with: `plugin NAME: /path/conf/method/x.yaml:3`."""
 
@@ -123,6 +128,9 @@ def _parsed(text: str, shown: str, group: str | None) -> dict[str, Any]:
         raise TuneforgeError("bad-yaml", message, fix="write key: value")
     for path, why in complex_texts(found or {}):
         raise TuneforgeError("yaml-too-large", f"{shown}: {path} {why}", path=path, fix="write the value itself")
+    wrong = next(filter(None, map(_wrong_default, _defaults_of(found, shown))), "")
+    if wrong:
+        raise _bad_defaults(shown, wrong)
     if group is not None:
         check_file(found or {}, package_of(text, group), group, shown)
     return found or {}
@@ -160,6 +168,42 @@ class Sweeps(Options):
             options = sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml"))
             return [] if results_filter == ObjectType.GROUP else options
         return [SWEEP] if config_path == "" and results_filter != ObjectType.CONFIG else []
+
+
+def _defaults_of(found: Mapping[str, Any] | None, shown: str) -> builtins.list[Any]:
+    defaults = (found or {}).get("defaults", [])
+    if not isinstance(defaults, list):
+        raise _bad_defaults(shown, f"it is {json.dumps(defaults, default=str)[:60]} where a list belongs")
+    return defaults
+
+
+def _bad_defaults(shown: str, wrong: str) -> TuneforgeError:
+    message = f"{shown}: its defaults list cannot be read: {wrong}"
+    fix = "write - GROUP: OPTION, - override /GROUP: OPTION, the name of an option in the same folder, or - _self_"
+    return TuneforgeError("bad-yaml", message, path="defaults", fix=fix)
+
+
+def _wrong_default(entry: Any) -> str:
+    """What is wrong with an entry of a defaults list, for which Hydra raises ValueError or AssertionError."""
+    shown = json.dumps(entry, default=str)[:60]
+    if isinstance(entry, str):
+        return _wrong_name(entry, shown)
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        return f"{shown} is neither one name nor one GROUP: OPTION"
+    ((key, value),) = entry.items()
+    *keywords, group = str(key).split() or [""]
+    if not isinstance(key, str) or not _PLACE.fullmatch(group) or keywords not in ([], ["override"], ["optional"]):
+        return f"{shown} names no group"
+    texts = value if isinstance(value, list) else [value]
+    if value is not None and not all(isinstance(text, str) and text.strip() for text in texts):
+        return f"{shown} has no name of an option"
+    return next((f"{shown}: write {text} without .yaml" for text in texts if str(text).endswith(".yaml")), "")
+
+
+def _wrong_name(entry: str, shown: str) -> str:
+    if not _PLACE.fullmatch(entry):
+        return f"{shown} names no option"
+    return f"{shown}: write it without .yaml" if entry.partition("@")[0].endswith(".yaml") else ""
 
 
 def package_of(text: str, group: str) -> str:

@@ -1,6 +1,6 @@
 """What was typed, as Hydra takes it: choices of options as they are, values forced into the tree for `schema.check`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,46 +30,69 @@ def normalise(
             problems.append(Problem("unreadable-override", f"the argument {_shown(text)} {why}", fix=fix))
             continue
         try:
-            override = parser.parse_override(text)
+            override = _option_as_text(parser.parse_override(text), known)
         except (HydraException, ValueError):  # a number of more digits than Python reads
-            fix = (
-                ""
-                if "=" in text
-                else "an override is written key=value; run `python -m tuneforge --help` for the verbs"
-            )
-            problems.append(
-                Problem(
-                    "unreadable-override",
-                    f"cannot read the argument {_shown(text)}",
-                    fix=fix or "quote special characters: 'key=\"a,b\"'",
-                )
-            )
+            problems.append(_unreadable(text))
             continue
+        line = override.input_line or text
         problem = (
             typed_problem(override)
             or _group_problem(override, known)
             or _hydra_problem(loader, override)
+            or _deletion_problem(loader, override)
             or (None if sweeping else _sweep_problem(override))
         )
         if problem:
             problems.append(problem)
         elif override.key_or_group.startswith("hydra.sweeper."):
-            lines.append("++" + text.lstrip("+"))  # judged by its own schema, as the rest of the tree is
+            lines.append("++" + line.lstrip("+"))  # judged by its own schema, as the rest of the tree is
         elif is_hydra(override) or override.is_delete() or override.is_list_extend():
-            lines.append(text)
+            lines.append(line)
         elif override.key_or_group in known and (
             override.is_sweep_override() or not isinstance(override.value(), dict)
         ):
             prefix = "" if override.key_or_group in in_defaults else "+"
-            lines.append(prefix + text.lstrip("+"))
+            lines.append(prefix + line.lstrip("+"))
         else:
-            lines.append("++" + text.lstrip("+"))
+            lines.append("++" + line.lstrip("+"))
             values.append(parser.parse_override(lines[-1]))
     return lines, values, problems
 
 
+def _unreadable(text: str) -> Problem:
+    fix = "an override is written key=value; run `python -m tuneforge --help` for the verbs"
+    fix = "quote special characters: 'key=\"a,b\"'" if "=" in text else fix
+    return Problem("unreadable-override", f"cannot read the argument {_shown(text)}", fix=fix)
+
+
+def parse(text: str) -> Override:
+    """One override that was not typed in this command: of a sweep's file or of its space.
+
+    Raises:
+        ValueError: it cannot be read; the message is one line.
+    """
+    why = too_complex(text)
+    if why:
+        raise ValueError(why)
+    try:
+        return OverridesParser.create().parse_override(text)
+    except (HydraException, ValueError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _option_as_text(override: Override, known: Collection[str]) -> Override:
+    """The override; of an option that is named by a number (hardware=3090), Hydra takes the text alone."""
+    if override.key_or_group not in known or override.is_sweep_override():
+        return override
+    if not isinstance(override.value(), int | float):
+        return override
+    assert override.input_line is not None
+    key, _, name = override.input_line.partition("=")
+    return OverridesParser.create().parse_override(f"{key}='{name.strip()}'")
 
 
 def _group_problem(override: Override, known: Mapping[str, list[str]]) -> Problem | None:
@@ -82,8 +105,12 @@ def _group_problem(override: Override, known: Mapping[str, list[str]]) -> Proble
             f"command line: {override.input_line}",
             did_you_mean(group, known),
         )
-    if group not in known or override.is_delete() or override.is_sweep_override():
+    if group not in known or override.is_sweep_override():
         return None
+    if override.is_delete():
+        named = override.value() is None or isinstance(override.value(), str)
+        message, origin = "is deleted by its name or by that of its option", f"command line: {override.input_line}"
+        return None if named else Problem("unknown-option", message, group, origin, f"write ~{group}")
     chosen = override.value()
     if chosen is None:
         origin = f"command line: {override.input_line}"
@@ -115,6 +142,17 @@ def _hydra_problem(loader: ConfigLoader, override: Override) -> Problem | None:
         return None
     message = f"there is no option {str(override.value())!r} in this group"
     return Problem("unknown-option", message, group, origin, did_you_mean(str(override.value()), known))
+
+
+def _deletion_problem(loader: ConfigLoader, override: Override) -> Problem | None:
+    """`~NAME=VALUE` where NAME is an option file outside of all groups: Hydra raises ValueError."""
+    key = override.key_or_group
+    if not override.is_delete() or override.value() is None:
+        return None
+    if not any(source.is_config(key) for source in loader.get_sources()):
+        return None
+    origin = f"command line: {override.input_line}"
+    return Problem("unknown-key", "is a file, and has no value that could be deleted", key, origin, f"write ~{key}")
 
 
 def _sweep_problem(override: Override) -> Problem | None:

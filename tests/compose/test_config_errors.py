@@ -85,6 +85,49 @@ def test_a_broken_yaml_in_a_config_dir_is_told_with_its_place(tmp_path):
         compose(["method=mine"], [tmp_path])
 
 
+BAD_DEFAULTS = {
+    "{a: {b: c}}": "has no name of an option",
+    "{a: 3}": "has no name of an option",
+    "{a: [{}]}": "has no name of an option",
+    "{'': b}": "names no group",
+    "{x a: b}": "names no group",
+    "{a: b, c: d}": "neither one name nor one GROUP: OPTION",
+    "{}": "neither one name nor one GROUP: OPTION",
+    "3": "neither one name nor one GROUP: OPTION",
+    "' '": "names no option",
+    "lora.yaml": "without .yaml",
+    "{/optim: adamw.yaml}": "without .yaml",
+    "mine": "leads back to its own file",
+    "{/method: mine}": "leads back to its own file",
+}
+
+
+@pytest.mark.parametrize("entry", BAD_DEFAULTS)
+def test_an_entry_of_a_defaults_list_that_hydra_cannot_take_is_told(tmp_path, entry):
+    """Hydra raises ValueError, AssertionError, FileNotFoundError or RecursionError for them."""
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(f"defaults: [{entry}, _self_]\nname: mine\n")
+    with pytest.raises(TuneforgeError, match=BAD_DEFAULTS[entry]) as raised:
+        compose(["method=mine"], [tmp_path])
+    assert "mine" in str(raised.value)
+
+
+def test_an_option_may_be_named_by_a_number(tmp_path):
+    (tmp_path / "hardware").mkdir()
+    (tmp_path / "hardware" / "3090.yaml").write_text("defaults: [rtx3090]\nname: '3090'\n")
+    assert compose(["hardware=3090"], [tmp_path]).choices["hardware"] == "3090"
+
+
+@pytest.mark.parametrize("override", ["~callbacks=1e400", "~callbacks=[a]", "~callbacks={a: b}", "~config=1"])
+def test_what_cannot_be_deleted_is_told(refused, override):
+    refused("--cfg", "job", override)
+
+
+def test_hydras_notes_for_developers_are_not_shown():
+    """The suite turns warnings into errors."""
+    assert compose(["model.add_tokens=[a]", "model.add_tokens=extend_list(b)"]).config.model.add_tokens == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["trian"], ["--mulitrun"], ["train", "oops"], ["seed=x"], ["--config-dir", "nowhere"], ["train", "--rules"]],

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from fuzzing import limited
+
 MODULE = "canary_module"
 
 
@@ -114,3 +116,27 @@ def processor_seconds() -> Callable[[float], AbstractContextManager[None]]:
         assert time.process_time() - start < most
 
     return within
+
+
+@pytest.fixture
+def sound(
+    canary: Canary, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    """Run a command without the training in it, and check how it ended; returns its exit code and what it printed."""
+    from tuneforge import build, finish, train  # noqa: F401  # the first run of a process would pay for the imports
+    from tuneforge.cli import run
+
+    monkeypatch.setattr(train, "_train", lambda context, record, place: 0)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        capfd.readouterr()
+        with limited():
+            code = run(list(arguments))
+        captured = capfd.readouterr()
+        assert code in (0, 2, 3), (code, arguments, captured.err[-1200:])
+        assert "Traceback" not in captured.err, (arguments, captured.err[-1200:])
+        if code == 2:
+            assert captured.err.startswith("error: "), (arguments, captured.err[:500])
+        return code, captured.out + captured.err
+
+    return call

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -168,6 +169,13 @@ def swept(tmp_path):
     return root
 
 
+def test_a_folder_where_the_record_of_a_sweep_belongs_is_told(swept):
+    (swept / "sweep.json").unlink()
+    (swept / "sweep.json").mkdir()
+    with pytest.raises(TuneforgeError, match=r"no sweep\.json that can be read"):
+        store.claim(swept, named=True, output_root=swept.parent, wanted="w")
+
+
 @pytest.mark.parametrize("file", ["sweep.json", "study.db"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_of_a_sweep_is_named_and_stays(swept, capsys, file, damage):
@@ -181,6 +189,46 @@ def test_a_damaged_file_of_a_sweep_is_named_and_stays(swept, capsys, file, damag
         store.claim(swept.parent / "two", named=False, output_root=output_root, wanted="w").release()
         assert "its sweep is passed over" in " ".join(capsys.readouterr().out.split())
     assert files(swept) == before
+
+
+STORED = [
+    "UPDATE study_directions SET direction = 'x'",
+    "DELETE FROM study_directions",
+    "UPDATE trials SET number = 'x'",
+    "UPDATE trials SET state = 'x'",
+    "UPDATE trials SET datetime_start = 'x'",
+    "UPDATE trial_values SET value_type = 'x'",
+    "UPDATE trial_values SET value = 'x'",
+    "DELETE FROM trial_values",
+    "UPDATE trial_params SET param_value = 99",
+    "UPDATE trial_params SET param_value = 'x'",
+    "UPDATE trial_params SET distribution_json = '{}'",
+    "UPDATE trial_user_attributes SET value_json = '3'",
+    "UPDATE trial_user_attributes SET value_json = 'x'",
+    "DELETE FROM trial_user_attributes",
+    "DROP TABLE trial_intermediate_values",
+]
+
+
+@pytest.mark.parametrize("change", STORED)
+def test_a_damaged_value_in_a_study_is_told(swept, change):
+    import optuna
+
+    study = optuna.load_study(study_name="s", storage=store.local_storage(swept))
+    lr = optuna.distributions.FloatDistribution(0.0, 1.0)
+    attributes = {"overrides": ["optim.lr=0.5"], "steps": 2}
+    for _ in range(2):
+        study.add_trial(
+            optuna.create_trial(
+                value=1.0, params={"optim.lr": 0.5}, distributions={"optim.lr": lr}, user_attrs=attributes
+            )
+        )
+    assert len(Answer.read(swept).trials) == 2
+    with closing(sqlite3.connect(swept / "study.db")) as database:
+        database.execute(change)
+        database.commit()
+    with pytest.raises(TuneforgeError, match=r"study\.db has no results to read"):
+        Answer.read(swept)
 
 
 def test_a_study_that_is_missing_is_not_made_by_its_report(swept):

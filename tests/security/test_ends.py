@@ -1,5 +1,6 @@
 """A closed pipe ends no run, and a full disk is what its user hears of; the run's folder says how it ended."""
 
+import io
 import json
 import os
 import sys
@@ -114,3 +115,13 @@ def test_a_full_disk_ends_a_run_in_one_error_and_a_true_record(command, monkeypa
     assert again.code == 0, again.err
     assert again.record["status"] == "done"
     assert not (where / RESERVE).exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "cp1252"])
+def test_a_character_that_the_console_lacks_is_escaped(monkeypatch, encoding):
+    """A file name of bytes that are no UTF-8, or a terminal of another encoding."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    with unbroken_output():
+        sys.stdout.write("a\udcff\u4f60")
+    assert written.getvalue().startswith(b"a\\udcff")

@@ -633,3 +633,39 @@ def test_axolotls_own_layout_is_carried(write):
         "base_model: m\nadapter: lora\ndatasets:\n  - {path: r.jsonl, type: chat_template, field_messages: talk}\n"
     )
     assert translate(file).values["data.columns.messages"] == "talk"
+
+
+BESIDE = [
+    ("dataset_info.json", '["tickets"]'),
+    ("dataset_info.json", '{"tickets": {"file_name": 3, "columns": "text", "tags": [1]}}'),
+    ("dataset_info.json", "[" * 100_000),
+    ("ds.json", '{"zero_optimization": [3]}'),
+    ("ds.json", "3"),
+    ("ds.json", "{"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), BESIDE)
+def test_a_damaged_file_beside_a_config_is_not_carried(write, name, text):
+    write(text, name)
+    file = write((FOREIGN / "llama_factory_lora_sft.yaml").read_text() + "\ndeepspeed: ds.json\n")
+    left = {entry.key for entry in translate(file).left}
+    assert ("dataset" if name == "dataset_info.json" else "deepspeed") in left
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["lora_rank: .inf", "per_device_train_batch_size: .nan", "max_steps: 1e999", "lora_dropout: nan"],
+)
+def test_a_number_without_end_is_not_carried(write, line):
+    key = line.partition(":")[0]
+    kept = [x for x in (FOREIGN / "llama_factory_lora_sft.yaml").read_text().splitlines() if not x.startswith(key)]
+    file = write("\n".join([*kept, line]))
+    assert why(translate(file), key) == "is not a finite number"
+
+
+@pytest.mark.parametrize("kwargs", ["{min_lr: x}", "{min_lr_rate: [1]}", "{min_lr_rate: .nan}"])
+def test_a_minimum_that_is_no_number_is_not_carried(write, kwargs):
+    kept = [x for x in (FOREIGN / "trl_lora_sft.yaml").read_text().splitlines() if not x.startswith("lr_")]
+    file = write("\n".join([*kept, "lr_scheduler_type: cosine_with_min_lr", f"lr_scheduler_kwargs: {kwargs}"]))
+    assert "no numbers" in why(translate(file), "lr_scheduler_kwargs")

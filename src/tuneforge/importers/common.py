@@ -4,6 +4,8 @@ A key of the foreign file ends in one of four ways, and never in silence: carrie
 or unknown to its own tool too. What is carried is judged by composing it: no claim outlives the option it names.
 """
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,9 +161,12 @@ def number(value: Any) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError("is not a number")
     try:
-        return float(value) if isinstance(value, str) else value
+        found = float(value) if isinstance(value, str) else value
     except ValueError:
         raise ValueError("is not a number") from None
+    if not math.isfinite(found):
+        raise ValueError("is not a finite number")
+    return found
 
 
 def whole(value: Any) -> int:
@@ -242,6 +247,14 @@ def _read(path: Path) -> dict[str, Any]:
         kind = "empty" if not read else f"a {type(read).__name__}"
         raise TuneforgeError("not-a-config", f"{path} holds no mapping of keys to values: it is {kind}", fix=fix)
     return {str(key): value for key, value in read.items()}
+
+
+def read_json_beside(path: Path) -> Any:
+    """The JSON of a file that a config names; None where it is none, as where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _recognise(path: Path, given: Mapping[str, Any], known: Mapping[str, Dialect]) -> Dialect:

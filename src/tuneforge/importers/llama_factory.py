@@ -1,12 +1,11 @@
 """LLaMA-Factory: the YAML of `llamafactory-cli train`, and what its keys are here."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tuneforge.importers import shared
-from tuneforge.importers.common import Dialect, Draft, Handled, Not, Rule, To, every, number, whole
+from tuneforge.importers.common import Dialect, Draft, Handled, Not, Rule, To, every, number, read_json_beside, whole
 from tuneforge.importers.trainer_args import TRAINER_RULES
 
 _LOSSES = {"orpo": "orpo", "simpo": "simpo"}
@@ -168,10 +167,8 @@ def _find(draft: Draft, name: str) -> tuple[Mapping[str, Any] | None, Path | Non
     for folder in [*folders, draft.file.parent, draft.file.parent / "data"]:
         info = folder / "dataset_info.json"
         if info.is_file():
-            try:
-                entry = json.loads(info.read_text(encoding="utf-8")).get(name)
-            except (ValueError, AttributeError):
-                return None, None
+            sets = read_json_beside(info)
+            entry = sets.get(name) if isinstance(sets, Mapping) else None
             return (entry, folder) if isinstance(entry, Mapping) else (None, None)
     return None, None
 
@@ -193,7 +190,7 @@ def _one(draft: Draft, name: str) -> None:
 
 
 def _layout(draft: Draft, entry: Mapping[str, Any], name: str) -> None:
-    columns, tags = dict(entry.get("columns") or {}), dict(entry.get("tags") or {})
+    columns, tags = (_mapping(entry.get(part)) for part in ("columns", "tags"))
     if entry.get("ranking") or draft.get("stage") in ("dpo", "kto", "rm"):
         draft.set("data.format", "preference", "dataset")
         return
@@ -215,6 +212,10 @@ def _layout(draft: Draft, entry: Mapping[str, Any], name: str) -> None:
     for key in ("subset", "split", "folder", "num_samples"):
         if entry.get(key) not in (None, "train"):
             draft.leave("dataset", f"{name}: {key} in dataset_info.json is not carried")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _columns(draft: Draft, columns: Mapping[str, Any], known: Mapping[str, str]) -> list[str]:

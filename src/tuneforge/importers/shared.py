@@ -1,13 +1,12 @@
 """Keys that mean the same in several tools: batches, steps, schedules, optimizers, strategies, where rows lie."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneforge.importers.common import Draft, number
+from tuneforge.importers.common import Draft, number, read_json_beside
 
 PLACEHOLDER = "PUT_YOUR_ROWS_HERE.jsonl"
 """Stands for data that could not be carried. The run stops at it, instead of training on the bundled rows."""
@@ -27,7 +26,7 @@ def listed(value: Any) -> list[str]:
 def batch(draft: Draft, rows_key: str, steps_key: str, packed_length: Any) -> None:
     """Rows a device and accumulation. With packing their rows are full of tokens, and ours are counted in documents."""
     rows, steps = draft.number(rows_key) or 1, draft.number(steps_key) or 1
-    total = int(rows * steps)
+    total = int(rows) * int(steps)
     draft.set("batch.per_device", int(rows), rows_key)
     if isinstance(packed_length, int):
         draft.set("batch.effective_tokens", total * packed_length, rows_key, steps_key)
@@ -122,10 +121,13 @@ def _minimum(draft: Draft, name: str) -> None:
     if name == "cosine_with_min_lr":
         ratio = rest.pop("min_lr_rate", None)
         floor = rest.pop("min_lr", None)
-        if ratio is None and floor is not None and rate:
-            ratio = round(number(floor) / rate, 6)
-        if ratio is not None:
-            draft.set("scheduler.min_lr_ratio", float(number(ratio)), "lr_scheduler_kwargs")
+        try:
+            if ratio is None and floor is not None and rate:
+                ratio = round(number(floor) / rate, 6)
+            if ratio is not None:
+                draft.set("scheduler.min_lr_ratio", float(number(ratio)), "lr_scheduler_kwargs")
+        except (ValueError, OverflowError):
+            draft.leave("lr_scheduler_kwargs", "its min_lr and min_lr_rate are no numbers")
     for option, value in rest.items():
         draft.leave(f"lr_scheduler_kwargs.{option}", "this option of the schedule is not known here", value)
 
@@ -293,13 +295,13 @@ def _stage(file: Path, config: Any) -> tuple[int | None, bool]:
     if isinstance(config, str):
         for path in (Path(config), file.parent / config):
             if path.is_file() and path.suffix == ".json":
-                try:
-                    config = json.loads(path.read_text(encoding="utf-8"))
-                except ValueError:
+                config = read_json_beside(path)
+                if not isinstance(config, Mapping):
                     return None, False
                 break
     if isinstance(config, Mapping):
-        zero = config.get("zero_optimization", {})
+        zero = config.get("zero_optimization")
+        zero = zero if isinstance(zero, Mapping) else {}
         offloads = [zero.get(key) for key in ("offload_optimizer", "offload_param")]
         offloaded = any(isinstance(o, Mapping) and o.get("device", "none") != "none" for o in offloads)
         return zero.get("stage"), offloaded

@@ -181,11 +181,11 @@ def _columns(draft: Draft) -> set[str]:
     path = Path(str(draft.result.values.get("data.path", "")))
     for candidate in (path, draft.file.parent / path):
         if candidate.is_file() and candidate.suffix == ".jsonl":
-            with candidate.open(encoding="utf-8") as lines:
-                try:
+            try:
+                with candidate.open(encoding="utf-8") as lines:
                     row = json.loads(lines.readline())
-                except ValueError:
-                    return set()
+            except (OSError, ValueError, RecursionError):
+                return set()
             return set(row) if isinstance(row, dict) else set()
     return set()
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
@@ -21,8 +19,10 @@ from tuneforge.errors import TuneforgeError
 from tuneforge.front import front, groups
 from tuneforge.importers.translation import Translation, experiment
 from tuneforge.masking import masked
+from tuneforge.overrides import parse
 from tuneforge.shell import again, command
-from tuneforge.study.store import Kept, load_study
+from tuneforge.study.store import Kept, load_study, local_storage
+from tuneforge.study.stored import read_trials
 
 EDGE = 0.02
 """Share of a range, on its own scale, that counts as its end."""
@@ -45,7 +45,7 @@ class Answer:
     @classmethod
     def of(cls, root: Path, study: optuna.Study, kept: Kept) -> "Answer":
         """Of a study as it is now."""
-        trials = study.get_trials(deepcopy=False)
+        trials = read_trials(study, kept.directions, kept.storage or local_storage(root))
         complete = [t for t in trials if t.state is TrialState.COMPLETE]
         if not complete:
             best = []
@@ -60,7 +60,7 @@ class Answer:
         """Of a sweep's folder; `storage` is the database's URL where the user has named it.
 
         Raises:
-            TuneforgeError: it is none, or its database cannot be opened.
+            TuneforgeError: it is none, or its database cannot be opened or is damaged.
         """
         kept = Kept.read(root)
         return cls.of(root, load_study(storage or kept.url(root), kept.study), kept)
@@ -170,11 +170,11 @@ def _split(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[dict[
     values: dict[str, Any] = {}
     for text in overrides:
         try:
-            parsed = OverridesParser.create().parse_override(text)
-        except HydraException as error:
+            parsed = parse(text)
+        except ValueError as error:
             raise TuneforgeError(
                 "not-a-sweep",
-                f"the sweep keeps {text!r} as an override, and it is none: {str(error).splitlines()[0]}",
+                f"the sweep keeps {text[:80]!r} as an override, and it is none: {error}",
                 fix="its files are damaged, or another program's",
             ) from error
         if parsed.is_delete():

@@ -136,8 +136,11 @@ def _value_problems(tree: Mapping[str, Any], space: Space, key: str) -> list[Pro
         changed: Any = copy.deepcopy(dict(tree))
         *parents, last = key.split(".")
         node = changed
-        for parent in parents:
+        for depth, parent in enumerate(parents, 1):
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                message = f"has no keys in it: {'.'.join(parents[:depth])} is a value"
+                return [Problem("unknown-key", message, key, space.written[key], f"sweep {'.'.join(parents[:depth])}")]
         node[last] = OverridesParser.create().parse_override(override(key, value)).value()
         around = {".".join(parents[: i + 1]) for i in range(len(parents))}
         found = [p for p in check(changed).problems if p.path in (key, *around) or p.path.startswith(f"{key}.")]

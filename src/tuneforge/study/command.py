@@ -14,7 +14,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from tuneforge.compose import from_hydra, named_folder
+from tuneforge.compose import circular, from_hydra, named_folder
 from tuneforge.console import quiet_libraries
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, TuneforgeError, disk_error
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
@@ -50,6 +50,8 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
                 done = hydra.multirun(CONFIG_NAME, run_trial, lines, with_log_configuration=False)
         except (HydraException, OmegaConfBaseException) as error:
             raise TuneforgeError.of([from_hydra(error)]) from error
+        except RecursionError as error:
+            raise circular(lines) from error
         except Exception as error:
             full = disk_error(error, "the sweep")  # of study.db too, whose errors are SQLAlchemy's
             if full is None or isinstance(error, TuneforgeError):

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_optuna_distribution_from_override,
@@ -16,13 +14,15 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tuneforge.artifacts.figures import plain
-from tuneforge.config_bounds import too_complex
 from tuneforge.errors import TuneforgeError
 from tuneforge.hydra_node import is_hydra
 from tuneforge.masking import masked
+from tuneforge.overrides import parse
 
 MAX_GRID = 10_000
 """Points of a grid: more is a slip, and each is a run."""
+MAX_LISTED = 100_000
+"""Values of a range that is listed value by value. One of whole numbers is not, and may have more."""
 
 
 @dataclass(frozen=True)
@@ -96,21 +96,35 @@ def override(key: str, value: Any) -> str:
 
 def _parsed(text: str) -> Override:
     try:
-        why = too_complex(text)
-        if why:
-            raise ValueError(why)
-        return OverridesParser.create().parse_override(text)
-    except (HydraException, ValueError) as error:
+        return parse(text)
+    except ValueError as error:
         key = text.partition("=")[0]
-        message = f"cannot be read: {str(error).splitlines()[0]}"
+        message = f"cannot be read: {error}"
         fix = "write it as on the command line: interval(low, high), tag(log, interval(..)), range(..) or choice(a,b)"
         raise TuneforgeError("unreadable-space", message, path=f"hydra.sweeper.params.{key}", fix=fix) from error
 
 
+def _check_range(override: Override) -> None:
+    """Refuse a range that would be listed without end: Optuna lists those that are shuffled or have a step as text."""
+    value = override.value()
+    if not isinstance(value, RangeSweep):
+        return
+    start, stop, step = value.start, value.stop, value.step
+    assert start is not None
+    assert stop is not None
+    if not all(map(math.isfinite, (start, stop, step))):
+        raise ValueError("its ends and its step must be finite numbers")
+    whole = all(isinstance(number, int) for number in (start, stop, step))
+    listed = value.shuffle or value.transformers or not whole
+    if step and listed and (stop - start) / step > MAX_LISTED:
+        raise ValueError(f"it has more than {MAX_LISTED:,} values; interval({start}, {stop}) has no steps")
+
+
 def _distribution(override: Override, text: str) -> BaseDistribution:
     try:
+        _check_range(override)
         found = create_optuna_distribution_from_override(override)
-    except (ValueError, AssertionError, NotImplementedError) as error:
+    except (ValueError, AssertionError, NotImplementedError, ArithmeticError) as error:
         message = f"Optuna cannot search {text}: {str(error).splitlines()[0] if str(error) else 'no such values'}"
         fix = "write interval(low, high) with low below high, tag(log, interval(..)), range(..) or choice(a,b)"
         raise TuneforgeError("unreadable-space", message, path=override.key_or_group, fix=fix) from error

@@ -152,7 +152,7 @@ def claim(folder: Path, *, named: bool, output_root: Path, wanted: str) -> Claim
         fix = "choose a folder that you may write to"
         raise TuneforgeError("not-writable", message, path="hydra.sweep.dir", fix=fix) from error
     try:
-        other = (folder / FILE).is_file() and Kept.read(folder).identity != wanted
+        other = os.path.lexists(folder / FILE) and Kept.read(folder).identity != wanted
     except TuneforgeError:
         held.release(unused=True)
         raise
@@ -239,12 +239,14 @@ def open_study(storage: str, name: str, directions: Sequence[Direction]) -> optu
     try:
         study = _make_study(url, name, directions)
         study.set_user_attr("tuneforge", True)  # what can be read only is told before the first trial
+        present = [d.name.lower() for d in study.directions]
     except (
         ArgumentError,
         SQLAlchemyError,
         StorageInternalError,
         DuplicatedStudyError,
         ImportError,
+        LookupError,
         ValueError,
     ) as error:
         first = next((e for e in (error.__cause__, error) if e is not None and str(e).strip()), error)
@@ -254,7 +256,6 @@ def open_study(storage: str, name: str, directions: Sequence[Direction]) -> optu
             path="hydra.sweeper.storage",
             fix="give a URL that Optuna can write to (sqlite:////path/study.db, postgresql://..., mysql://...)",
         ) from error
-    present = [d.name.lower() for d in study.directions]
     if present != list(directions):
         raise TuneforgeError(
             "other-sweep",
@@ -284,7 +285,14 @@ def load_study(storage: str, name: str) -> optuna.Study:
         why = str(first).strip().splitlines()[0]
     except KeyError:
         why = f"it has no study {name!r}"
-    raise TuneforgeError(
+    except LookupError as error:  # a text where a table keeps one of a few words
+        why = str(error).splitlines()[0]
+    raise no_study(storage, why)
+
+
+def no_study(storage: str, why: str) -> TuneforgeError:
+    """The error of a database whose study cannot be read."""
+    return TuneforgeError(
         "no-study",
         f"{storage} has no results to read: {why}",
         path="hydra.sweeper.storage",

@@ -41,6 +41,7 @@ from tuneforge.study.run import PLACE, Outcome
 from tuneforge.study.slots import Batches, Ended, Slots
 from tuneforge.study.space import Space, override, refuse_secrets
 from tuneforge.study.store import FILE, Kept, check_database, claim, identity, local_storage, open_study
+from tuneforge.study.stored import read_trials
 from tuneforge.targets import instead_of, load, why_untrusted
 from tuneforge.trial import Trial
 
@@ -120,6 +121,7 @@ class StudySweeper(Sweeper):
         if not settings.storage and (self.root / FILE).is_file():  # it goes on
             check_database(self.root, Kept.read(self.root).study)
         self.study = open_study(self.storage, settings.study_name or f"{chosen}-{wanted[:8]}", settings.directions)
+        read_trials(self.study, settings.directions, self.storage)
         self.study.pruner = make_pruner(settings.pruner)
         kept = Kept(
             wanted,
