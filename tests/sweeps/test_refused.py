@@ -13,7 +13,7 @@ REFUSED = {
     "long-range": (["seed=range(1,1e12)"], "more than 100,000 values", "interval(1, 1000000000000.0) has no steps"),
     "fine-range": (["optim.lr=range(0,1,1e-9)"], "more than 100,000 values", "interval(0, 1)"),
     "endless-range": (["seed=range(inf)"], "seed: Optuna cannot search seed=range(inf)", "must be finite numbers"),
-    "infinite-interval": (["optim.lr=interval(nan,inf)"], "optim.lr", "interval(low, high)"),
+    "infinite-interval": (["optim.lr=interval(nan,inf)"], "its ends must be finite numbers", "interval(low, high)"),
     "key": (["optim.lrr=1e-4,1e-3"], "optim.lrr (optim.lrr=1e-4,1e-3): there is no such key", "did you mean 'lr'"),
     "key-of-an-interval": (["optim.lrr=interval(1e-4, 1e-3)"], "optim.lrr (optim.lrr=interval(1e-4, 1e-3))", "'lr'"),
     "fixed-key": (["optim.lr=1e-4,1e-3", "sead=3"], "sead", "did you mean 'seed'"),

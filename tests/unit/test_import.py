@@ -637,7 +637,7 @@ def test_axolotls_own_layout_is_carried(write):
 
 BESIDE = [
     ("dataset_info.json", '["tickets"]'),
-    ("dataset_info.json", '{"tickets": {"file_name": 3, "columns": "text", "tags": [1]}}'),
+    ("dataset_info.json", '{"tickets": {"file_name": 3.5, "columns": "text", "tags": [1]}}'),
     ("dataset_info.json", "[" * 100_000),
     ("ds.json", '{"zero_optimization": [3]}'),
     ("ds.json", "3"),

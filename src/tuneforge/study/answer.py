@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from hydra.core.override_parser.types import Override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
@@ -166,17 +167,10 @@ def _split(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[dict[
     """Overrides as choices of options and as values; a file cannot hold deletions."""
     with front(config_dirs) as loader:
         known = groups(loader)
+        read = [_read_back(text) for text in overrides]
     chosen: dict[str, str | list[str]] = {}
     values: dict[str, Any] = {}
-    for text in overrides:
-        try:
-            parsed = parse(text)
-        except ValueError as error:
-            raise TuneforgeError(
-                "not-a-sweep",
-                f"the sweep keeps {text[:80]!r} as an override, and it is none: {error}",
-                fix="its files are damaged, or another program's",
-            ) from error
+    for parsed in read:
         if parsed.is_delete():
             continue
         key, value = parsed.key_or_group, parsed.value()
@@ -185,3 +179,14 @@ def _split(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[dict[
         else:
             values[key] = json.loads(json.dumps(value, default=str))
     return chosen, values
+
+
+def _read_back(text: str) -> Override:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise TuneforgeError(
+            "not-a-sweep",
+            f"the sweep keeps {text[:80]!r} as an override, and it is none: {error}",
+            fix="its files are damaged, or another program's",
+        ) from error

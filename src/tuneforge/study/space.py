@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_optuna_distribution_from_override,
@@ -105,19 +105,22 @@ def _parsed(text: str) -> Override:
 
 
 def _check_range(override: Override) -> None:
-    """Refuse a range that would be listed without end: Optuna lists those that are shuffled or have a step as text."""
+    """Refuse ends that are not finite, and a range that would be listed without end: Optuna lists most of them."""
     value = override.value()
+    if isinstance(value, IntervalSweep):
+        if not all(math.isfinite(float(number or 0)) for number in (value.start, value.end)):
+            raise ValueError("its ends must be finite numbers")
+        return
     if not isinstance(value, RangeSweep):
         return
-    start, stop, step = value.start, value.stop, value.step
-    assert start is not None
-    assert stop is not None
+    given = (value.start, value.stop, value.step)
+    start, stop, step = (float(number or 0) for number in given)
     if not all(map(math.isfinite, (start, stop, step))):
         raise ValueError("its ends and its step must be finite numbers")
-    whole = all(isinstance(number, int) for number in (start, stop, step))
+    whole = all(isinstance(number, int) for number in given)
     listed = value.shuffle or value.transformers or not whole
     if step and listed and (stop - start) / step > MAX_LISTED:
-        raise ValueError(f"it has more than {MAX_LISTED:,} values; interval({start}, {stop}) has no steps")
+        raise ValueError(f"it has more than {MAX_LISTED:,} values; interval({value.start}, {value.stop}) has no steps")
 
 
 def _distribution(override: Override, text: str) -> BaseDistribution:

@@ -45,9 +45,10 @@ def _wrong(trial: FrozenTrial, objectives: int, kinds: dict[str, bool]) -> str:
     """What of a trial is not as a sweep writes it; `kinds` of its parameters, of the trials before it."""
     complete = trial.state is TrialState.COMPLETE
     attributes = trial.user_attrs
+    values = list(trial.values or ())
     facts = {
         "number": trial.number,
-        "values": list(trial.values or ()),
+        "values": values,
         "intermediate": trial.intermediate_values,
         "attributes": attributes,
     }
@@ -55,8 +56,8 @@ def _wrong(trial: FrozenTrial, objectives: int, kinds: dict[str, bool]) -> str:
     wrong = mismatch(facts, TRIAL) or mismatch(attributes, {name: ATTRIBUTES[name] for name in required})
     if wrong or not complete:
         return wrong
-    if len(facts["values"]) != objectives or not all(map(math.isfinite, facts["values"])):
-        return f"the values are {facts['values']}"
+    if len(values) != objectives or not all(map(math.isfinite, values)):
+        return f"the values are {values}"
     return next(filter(None, (_wrong_param(trial, key, kinds) for key in trial.params)), "")
 
 
