@@ -31,7 +31,7 @@ from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults, noted_defaults
 from tuneforge.hydra_node import is_hydra
 from tuneforge.interpolation import leaves, lookup, replaced
-from tuneforge.overrides import normalise, option_of_broken_plugin
+from tuneforge.overrides import circular, normalise, option_of_broken_plugin
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import taken_twice
 from tuneforge.plugins.inspection import missing_requirements
@@ -40,7 +40,7 @@ from tuneforge.provenance import Origin, add_defaults, origin_of, trace
 from tuneforge.schema import Config
 from tuneforge.schema.check import ROOT, check
 from tuneforge.schema.signature import NodeType, members, read_signature
-from tuneforge.shell import key_of, local_path
+from tuneforge.shell import local_path
 from tuneforge.trial import Trial
 
 T = TypeVar("T")
@@ -328,17 +328,6 @@ def from_hydra(error: Exception) -> Problem:
     cause = error.__cause__ if not str(error).strip() and error.__cause__ else error
     lines = [line.strip() for line in str(cause).strip().splitlines() if line.strip()]
     return Problem("broken-option-file", lines[0] if lines else type(error).__name__, fix="\n  ".join(lines[1:]))
-
-
-def circular(lines: Sequence[str]) -> TuneforgeError:
-    """The error of defaults lists that Hydra follows without end."""
-    chosen = [line.lstrip("+") for line in lines if not line.startswith(("++", "~")) and "." not in key_of(line)]
-    return TuneforgeError(
-        "broken-option-file",
-        f"a defaults list of an option file leads back to its own file (chosen here: {' '.join(chosen) or 'nothing'})",
-        path="defaults",
-        fix="look at the defaults lists of the files that you added: no option can name itself, or one that names it",
-    )
 
 
 class _Resolution:

@@ -8,10 +8,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from tuneforge.config_bounds import too_complex
-from tuneforge.errors import Problem, did_you_mean
+from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.front import groups
 from tuneforge.hydra_node import is_hydra, typed_problem
 from tuneforge.plugins import registry
+from tuneforge.shell import key_of
 
 
 def normalise(
@@ -175,3 +176,14 @@ def option_of_broken_plugin(group: str, option: str, origin: str = "") -> Proble
             message = f"{option!r} comes from {plugin.label}, which is broken: {trouble.cause}"
             return Problem("plugin-broken", message, group, origin, trouble.mend)
     return None
+
+
+def circular(lines: Sequence[str]) -> TuneforgeError:
+    """The error of defaults lists that Hydra follows without end."""
+    chosen = [line.lstrip("+") for line in lines if not line.startswith(("++", "~")) and "." not in key_of(line)]
+    return TuneforgeError(
+        "broken-option-file",
+        f"a defaults list of an option file leads back to its own file (chosen here: {' '.join(chosen) or 'nothing'})",
+        path="defaults",
+        fix="look at the defaults lists of the files that you added: no option can name itself, or one that names it",
+    )

@@ -14,11 +14,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from tuneforge.compose import circular, from_hydra, named_folder
+from tuneforge.compose import from_hydra, named_folder
 from tuneforge.console import quiet_libraries
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, TuneforgeError, disk_error
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
-from tuneforge.overrides import normalise
+from tuneforge.overrides import circular, normalise
 from tuneforge.shell import key_of
 from tuneforge.study.processes import ProcessLauncher
 from tuneforge.study.run import Outcome, run_trial
