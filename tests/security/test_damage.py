@@ -191,6 +191,24 @@ def test_a_damaged_file_of_a_sweep_is_named_and_stays(swept, capsys, file, damag
     assert files(swept) == before
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("run.json", "choices", {"model": 3}),
+        ("run.json", "choices", {"model": {"a": 1}}),
+        ("run.json", "pickers", {"model": 3}),
+        ("provenance.json", "optim.lr", {"where": "x", "expression": "", "replaced": 3}),
+        ("provenance.json", "optim.lr", {"where": "x", "expression": "", "replaced": [None]}),
+        ("provenance.json", "optim.lr", {"where": "x", "expression": "", "written": 3}),
+    ],
+)
+def test_a_value_of_another_type_is_named(root, file, key, value):
+    kept = json.loads((root / file).read_text())
+    (root / file).write_text(json.dumps(kept | {key: value}))
+    with pytest.raises(TuneforgeError, match=rf"{file} is no .*{key}"):
+        read_run(root)
+
+
 STORED = [
     "UPDATE study_directions SET direction = 'x'",
     "DELETE FROM study_directions",

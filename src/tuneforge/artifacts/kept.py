@@ -36,11 +36,11 @@ PAGE: Shape = {
 """run.json: the keys that its page needs."""
 
 TYPED: Shape = {
-    "choices": dict,
+    "choices": {"*": str},
     "overrides": [str],
     "config_dirs?": [str],
     "from_environment?": dict,
-    "pickers?": dict,
+    "pickers?": {"*": str},
     "plugins": [{"name": str, "version": str, "sha256": str}],
     "versions": {"*": str},
 }
@@ -63,7 +63,9 @@ REFUSED: Shape = {key: PAGE[key] for key in ("guards", "gates")}
 CONFIG: Shape = {"model": dict, "data": dict, "method": dict, "trainer": dict, "callbacks": dict, "output_root": str}
 """config.yaml: the nodes that are looked at before the whole is checked by the schema."""
 
-PROVENANCE: Shape = {"*": {"where": str, "expression": str}}
+_ORIGIN: Shape = {"where": str, "expression": str, "written?": str}
+_ORIGIN["replaced?"] = [_ORIGIN]
+PROVENANCE: Shape = {"*": _ORIGIN}
 
 
 def read_record(root: Path, shape: Shape = RECORD) -> dict[str, Any]:

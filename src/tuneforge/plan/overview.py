@@ -126,7 +126,7 @@ def _of_shape(composed: Composed, shape: ModelShape, method: Trainable) -> dict[
 
 def _spread(composed: Composed, shape: ModelShape, setting: Setting, device: PlannedDevice) -> tuple[Setting, str]:
     """The setting under the strategy that runs; `auto` becomes what a run would make of it on so many devices."""
-    name = composed.choices["strategy"]
+    name = composed.choices.get("strategy", composed.tree["strategy"]["name"])
     if name != "auto":
         return setting, name
     if device.count == 1:
