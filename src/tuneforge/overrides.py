@@ -1,15 +1,19 @@
 """What was typed, as Hydra takes it: choices of options as they are, values forced into the tree for `schema.check`."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from tuneforge.config_bounds import too_complex
 from tuneforge.errors import Problem, TuneforgeError, did_you_mean
-from tuneforge.front import groups
+from tuneforge.front import CONFIG_NAME, groups
 from tuneforge.hydra_node import is_hydra, typed_problem
 from tuneforge.plugins import registry
 from tuneforge.shell import key_of
@@ -165,6 +169,30 @@ def _sweep_problem(override: Override) -> Problem | None:
         override.key_or_group,
         f"command line: {override.input_line}",
         f"add -m to try each, or write a list as {override.key_or_group}=[...]",
+    )
+
+
+def deletes_nothing(error: Exception, loader: ConfigLoader, lines: Sequence[str]) -> Problem | None:
+    """An override that deletes a key that is not there, with the keys that are."""
+    missing = re.match(r"Could not delete from config\. '([^']+)' does not exist", str(error))
+    if missing is None:
+        return None
+    path = missing[1]
+    tree = loader.load_configuration(CONFIG_NAME, [line for line in lines if not line.startswith("~")], RunMode.RUN)
+    around: Any = tree
+    *parents, name = path.split(".")
+    for part in parents:
+        inner = around._get_node(part) if OmegaConf.is_dict(around) and part in around else None
+        if not OmegaConf.is_dict(inner):
+            name = part
+            break
+        around = inner
+    return Problem(
+        "unknown-key",
+        f"cannot be deleted: there is no {name!r}",
+        path,
+        f"command line: ~{path}",
+        did_you_mean(name, (str(k) for k in around if k != "hydra")),
     )
 
 

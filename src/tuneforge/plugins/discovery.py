@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import os
 import sys
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -153,6 +152,8 @@ def _project(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         OSError: it cannot be read.
         RecursionError: it is nested too deeply.
     """
+    import tomllib
+
     with file.open("rb") as opened:
         raw = opened.read(MAX_PYPROJECT + 1)
     if len(raw) > MAX_PYPROJECT:
