@@ -175,6 +175,11 @@ def fresh(composed: Composed) -> Place:
 def _in(root: Path, *, new: bool = False, key: str = "hydra.run.dir") -> Place:
     """A run that starts in this folder: a new or empty one, or one that a run was ended in before it had a record."""
     record = root / "run.json"
+    # Claiming a folder writes into it, so what is no folder for a run is refused before.
+    if is_marked(root) and is_marker_copied(root):
+        if record.exists():
+            raise _holds_a_run(root)
+        raise _foreign(ForeignError(root, f"has a marker ({MARK}) that was copied from another folder"), key)
     if not is_marked(root) and _facts(record).keys() >= RECORD_KEYS:  # of before folders had markers
         raise _holds_a_run(root)
     try:
@@ -184,7 +189,7 @@ def _in(root: Path, *, new: bool = False, key: str = "hydra.run.dir") -> Place:
     except ForeignError as error:
         raise _foreign(error, key) from error
     try:
-        _require_unused(root, claim, key)
+        _require_unused(root, key)
     except TuneforgeError:
         claim.release(unused=True)
         raise
@@ -194,19 +199,17 @@ def _in(root: Path, *, new: bool = False, key: str = "hydra.run.dir") -> Place:
     return Place(RunFolder(root), claim=claim)
 
 
-def _require_unused(root: Path, claim: Claim, key: str) -> None:
-    """Nothing, where a run can start in a claimed folder.
+def _require_unused(root: Path, key: str) -> None:
+    """Nothing, where a run can start in a folder.
 
     Raises:
-        TuneforgeError: it holds a run or a range test, or its marker is that of another folder.
+        TuneforgeError: it holds a run or a range test.
     """
     if (root / "run.json").exists():
         raise _holds_a_run(root)
     if (root / RANGE_TEST).exists():
         message = f"{root} holds a learning-rate range test, and nothing is overwritten"
         raise TuneforgeError("folder-in-use", message, path=key, fix="choose another folder")
-    if claim.was_marked and is_marker_copied(root):
-        raise _foreign(ForeignError(root, f"has a marker ({MARK}) that was copied from another folder"), key)
 
 
 def _holds_a_run(root: Path) -> TuneforgeError:

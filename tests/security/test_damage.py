@@ -151,6 +151,79 @@ def test_auto_passes_over_a_run_whose_record_is_damaged_and_says_so(composed, ma
     assert "starting fresh" in said
 
 
+PLACES_OF_RECORD = [
+    *((k,) for k in ("exit", "git", "started", "written", "choices", "overrides", "config_dirs", "data", "parameters")),
+    *((k,) for k in ("settled", "hardware", "metrics", "samples", "guards", "gates", "versions", "classes", "plugins")),
+    *(
+        ("choices", "data"),
+        ("data", "train_rows"),
+        ("data", "digests"),
+        ("settled", "num_steps"),
+        ("from_environment",),
+    ),
+    *(("hardware", "profile", "kind"), ("hardware", "present", "name"), ("classes", "before"), ("guards", "x")),
+    *(
+        ("guards", "x", "events"),
+        ("guards", "x", "tiles"),
+        ("guards", "x", "tables"),
+        ("gates", 0),
+        ("samples", "after"),
+    ),
+]
+
+
+def test_a_record_with_another_programs_values_is_told_whatever_they_are(composed, root, capfd):
+    """Any key may be missing or hold anything: each reader ends in an error of ours, or in an answer."""
+    record = json.loads((root / "run.json").read_text())
+    record |= {"guards": {"x": {"events": [], "tiles": [], "tables": []}}, "gates": [{"name": "x", "passed": True}]}
+    told = 0
+    for *above, last in PLACES_OF_RECORD:
+        for value in (..., 5, {"a": 5}):
+            changed = json.loads(json.dumps(record))
+            node = changed
+            for key in above:
+                node = node[key]
+            node[last] = value
+            if value is ...:
+                del node[last]
+            write_json(root / "run.json", changed)
+            for name, (read, _) in READERS.items():
+                (root / "report.html").unlink(missing_ok=True)
+                if name == "plan --diff":
+                    continue  # it reads as --from does, and composes
+                try:
+                    told += read(composed, root) == 2
+                except TuneforgeError:
+                    told += 1
+    assert told > 60
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("replaced", [5, [5], [{}], [{"where": 5, "expression": ""}], {"a": 5}])
+def test_a_provenance_with_another_programs_values_is_told(root, replaced):
+    kept = {"seed": {"where": "x", "expression": "", "written": "1", "replaced": replaced}}
+    (root / "provenance.json").write_text(json.dumps(kept))
+    with pytest.raises(TuneforgeError, match=r"provenance\.json is no provenance of a config: seed\.replaced"):
+        read_run(root)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 1, "epoch": "x"}', '{"step": 1, "train/loss": [1]}', '{"step": 1, "x": {}}']
+)
+def test_a_log_with_other_values_than_numbers_is_told(root, capfd, line):
+    (root / "report.html").unlink()
+    (root / "metrics.jsonl").write_text(line + "\n")
+    assert run(["report", str(root)]) == 2
+    assert "metrics.jsonl" in capfd.readouterr().err
+
+
+def test_a_trial_with_a_damaged_log_fails_alone(root):
+    from tuneforge.study.run import _steps
+
+    (root / "metrics.jsonl").write_text("[\n[\n")
+    assert _steps(root) == 0
+
+
 # ---- sweeps
 
 

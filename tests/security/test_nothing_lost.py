@@ -10,12 +10,13 @@ import pytest
 
 from stand_in import ROWS, digest, files, stand_in
 from tuneforge import resume
-from tuneforge.artifacts import owned
+from tuneforge.artifacts import owned, whole
 from tuneforge.artifacts.claim import Claim
 from tuneforge.artifacts.folder import MARK, mark, write_bytes
 from tuneforge.cli import run
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
+from tuneforge.rerun import read_run
 from tuneforge.study import store
 
 OTHERS = 1000
@@ -85,7 +86,7 @@ def test_a_marker_that_was_copied_makes_no_run_of_a_folder(composed, claim_sweep
         (tmp_path / kind).mkdir()
         mark(tmp_path / kind, kind)
         (folder / MARK).write_bytes((tmp_path / kind / MARK).read_bytes())
-    for name in ("config.yaml", "metrics.jsonl", ".adapter.0badcafe.tmp/thesis.tex"):
+    for name in ("config.yaml", "metrics.jsonl", ".lock", ".adapter.0badcafe.tmp/thesis.tex"):
         (mine / name).write_text("mine")
     before = files(mine)
     for choose in (
@@ -319,8 +320,11 @@ def test_a_run_killed_before_its_record_is_started_afresh_where_it_was(composed,
 NAMES = (
     *("run.json", "config.yaml", "provenance.json", "metrics.jsonl", "sweep.json", "study.db", ".lock", "report.html"),
     *("adapter", "model", "checkpoints", "shared", "experiment", "best.yaml", "step-00000004", "manifest.json", "0"),
-    *("adapter_config.json", "adapter_model.safetensors", "state.pt", "thesis.tex", "x=1,2", "ünï", ".git", "logs"),
+    *("adapter_config.json", "adapter_model.safetensors", "state.pt", "thesis.tex", "x=1,2", "a\nb", ".git", "logs"),
+    *(MARK, ".results.json", ".adapter.0badcafe.tmp", ".step-00000004.0badcafe.tmp", "lr_find.json", "rows-0.npz"),
 )
+COPIED = '{"made_by": "tuneforge", "kind": "%s", "id": "0", "folder": 1}'
+"""A marker, of another folder."""
 CONTENTS = ("", "{}", "[1]", '{"identity": "a", "status": "done", "data": {}}', "mine", '{"files": {"state.pt": {}}}')
 
 
@@ -328,7 +332,9 @@ def fill(folder: Path, rng: random.Random, outside: Path, depth: int = 0) -> Non
     """Random files, links and folders, half of them with names that runs use."""
     for name in rng.sample(NAMES, rng.randint(0 if depth else 1, 6)):
         kind = rng.random()
-        if kind < 0.25 and depth < 3:
+        if name == MARK:
+            (folder / name).write_text(COPIED % rng.choice(["run", "sweep", "temporary"]))
+        elif kind < 0.25 and depth < 3:
             (folder / name).mkdir()
             fill(folder / name, rng, outside, depth + 1)
         elif kind < 0.4:
@@ -355,8 +361,18 @@ def commands(composed, folder: Path) -> dict[str, Any]:
     def sweep():
         store.claim(folder, named=True, output_root=folder.parent, wanted="w").release()
 
+    def auto():
+        elsewhere = dataclasses.replace(composed.config, output_root=str(folder))
+        resume.unfinished(dataclasses.replace(composed, config=elsewhere))
+        owned.tidy(folder, resume.RESULTS)
+        whole.tidy(folder)
+        return 2  # it starts elsewhere
+
     return {
         "run": fresh,
+        "auto": auto,
+        "from": lambda: read_run(folder),
+        "diff": lambda: run(["plan", "--diff", str(folder), str(folder)]),
         "resume": go_on,
         "sweep": sweep,
         "report": lambda: run(["report", str(folder)]),

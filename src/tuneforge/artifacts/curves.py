@@ -164,7 +164,7 @@ def charts(metrics: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) ->
     charts = [
         _loss_chart(metrics, settings, x),
         _single(metrics, "train/lr", "Learning rate", zero=True),
-        _norm_chart(metrics, settings.get("trainer.gradient_clip_val") or 0, x),
+        _norm_chart(metrics, mean([settings.get("trainer.gradient_clip_val")]) or 0, x),
         _single(metrics, "train/tokens_per_s", "Speed", "tokens/s" if classifies else "supervised tokens/s", zero=True),
     ]
     return [chart for chart in charts if chart]
@@ -227,7 +227,7 @@ def _loss_chart(metrics: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
         average = Line(f"train, exponential moving average (span {span})", "main", moving_average(train, span))
         lines = [Line("train", "raw", train), average]
     per = {"sft": "supervised token", "pretrain": "supervised token", "classification": "text"}
-    objective = settings.get("task_recipe.objective", "")
+    objective = str(settings.get("task_recipe.objective", ""))
     unit = f"nats per {per[objective]}" if objective in per else ""
     chart = _chart("Loss", unit, [*lines, Line("eval", "eval", evals, dots=True)], x)
     if chart:

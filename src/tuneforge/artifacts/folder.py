@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tuneforge.artifacts.kept import NUMBER, read_lines
+from tuneforge.artifacts.kept import METRICS, NUMBER, read_lines
 from tuneforge.errors import EXIT_OF, TuneforgeError
 from tuneforge.masking import mask, masked_texts
 
@@ -251,4 +251,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         TuneforgeError: another line is damaged.
     """
-    return read_lines(path, {"step": NUMBER})
+    return read_lines(path, {**METRICS, "step": NUMBER})

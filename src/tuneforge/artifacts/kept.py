@@ -5,6 +5,7 @@ One function reads each file and looks at its shape, so that what follows can re
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,34 @@ from tuneforge.yaml_files import read_yaml
 NUMBER = (int, float)
 
 Shape = Any
-"""A type or several; a list of one shape; or a mapping of key -> shape: `*` is any key, and `key?` may be missing."""
+"""A type or several; a list of one shape; a mapping of key -> shape, `*` being any key and `x?` one that may be
+missing; or a function that says what is wrong with a value."""
+
+
+def _moment(value: Any) -> str:
+    try:
+        return "" if datetime.fromisoformat(value).tzinfo else "has no time zone"
+    except (TypeError, ValueError):
+        return "is no date and time"
+
 
 _SAMPLE: Shape = {"prompt": str, "wanted": str, "answer": str}
 
 PAGE: Shape = {
-    **dict.fromkeys(("status", "started", "written", "identity", "base_model", "method"), str),
-    "choices": dict,
+    **dict.fromkeys(("status", "identity", "base_model", "method"), str),
+    **dict.fromkeys(("started", "written"), _moment),
+    "exit": (int, type(None)),
+    "git": (str, type(None)),
+    "choices": {**dict.fromkeys(("task_recipe", "data", "hardware"), str), "*": (str, list)},
     "overrides": [str],
+    "config_dirs?": [str],
     "data": {"train_documents": int, "train_rows": int},
     "parameters": {"*": int},
     "settled": {"num_steps": int, "documents_per_step": NUMBER, "label_tokens_per_step": NUMBER},
-    "hardware": {"profile": {"name": str}, "present": {"device": str, "memory_bytes": int}},
+    "hardware": {
+        "profile": {"name": str, "kind": str, "vram_gb": (*NUMBER, type(None))},
+        "present": {"device": str, "name": str, "memory_bytes": int},
+    },
     "metrics": {"before": {"*": NUMBER}, "after": {"*": NUMBER}},
     "samples": {"before": [_SAMPLE], "after": [_SAMPLE]},
     "guards": {"*": {"events": [{"step": NUMBER, "did": str, "message": str}]}},
@@ -49,18 +66,42 @@ TYPED: Shape = {
 RECORD: Shape = {
     **PAGE,
     **TYPED,
-    "data": {"sha256": str, "digests": {"*": str}, "train_documents": int, "train_rows": int},
-    "settled": dict.fromkeys(("num_steps", "per_device", "accumulate", "world_size"), int),
+    "choices": {**PAGE["choices"], "strategy": str},
+    "data": {
+        "sha256": str,
+        "digests": {"*": str},
+        "train_documents": int,
+        "train_rows": int,
+        "tokenised_by?": {"*": str},
+    },
+    "settled": dict.fromkeys(("num_steps", "per_device", "accumulate", "world_size", "rows_per_step?"), int),
+    "classes": {"before": (dict, type(None)), "after": (dict, type(None))},
+    "trial?": (dict, type(None)),
 }
 """run.json: the keys that it takes to resume the run."""
 
 MEASURED: Shape = {"status": str, "metrics": {"after": {"*": NUMBER}}}
 """run.json: what a trial measured."""
 
+COMPARED: Shape = {
+    "versions": {"*": str},
+    "data": {"sha256": str},
+    "git": (str, type(None)),
+    "metrics": {"after": {"*": NUMBER}},
+}
+"""run.json: what two runs are compared by, beside their configs."""
+
 REFUSED: Shape = {key: PAGE[key] for key in ("guards", "gates")}
 """run.json: why a check refused the result."""
 
-CONFIG: Shape = {"model": dict, "data": dict, "method": dict, "trainer": dict, "callbacks": dict, "output_root": str}
+METRICS: Shape = {"*": (*NUMBER, type(None))}
+"""A line of metrics.jsonl."""
+
+CONFIG: Shape = {
+    **dict.fromkeys(("model", "data", "method", "callbacks"), dict),
+    "trainer": {"max_steps": (int, str, type(None))},
+    "output_root": str,
+}
 """config.yaml: the nodes that are looked at before the whole is checked by the schema."""
 
 _ORIGIN: Shape = {"where": str, "expression": str, "written?": str}
@@ -160,6 +201,11 @@ def mismatch(value: Any, shape: Shape, at: str = "") -> str:
         if not isinstance(value, list):
             return f"{at} is {_kind(value)} where a list belongs"
         return next(filter(None, (mismatch(one, shape[0], f"{at}[{i}]") for i, one in enumerate(value))), "")
+    if callable(shape) and not isinstance(shape, type):
+        wrong = shape(value)
+        return f"{at} {wrong}: {_kind(value)}" if wrong else ""
+    if shape is object:
+        return ""
     right = isinstance(value, shape) and (not isinstance(value, bool) or shape is bool or bool in _types(shape))
     return "" if right else f"{at} is {_kind(value)}"
 

@@ -19,7 +19,7 @@ from tuneforge.artifacts.classes import class_tables
 from tuneforge.artifacts.curves import charts, more_charts
 from tuneforge.artifacts.figures import mean, number, plain
 from tuneforge.artifacts.folder import RunFolder, write_text
-from tuneforge.artifacts.kept import PAGE, read_config, read_lines, read_provenance, read_record
+from tuneforge.artifacts.kept import METRICS, PAGE, read_config, read_lines, read_provenance, read_record
 from tuneforge.interpolation import leaves
 from tuneforge.masking import masked_texts
 from tuneforge.shell import again, command
@@ -35,7 +35,7 @@ def write_report(root: Path) -> Path:
     """
     folder = RunFolder(root)
     run = read_record(root, PAGE)
-    metrics = [m for m in read_lines(folder.metrics, {}) if isinstance(m.get("step"), int | float)]
+    metrics = [m for m in read_lines(folder.metrics, METRICS) if isinstance(m.get("step"), int | float)]
     settings = leaves(read_config(root, {})) if (root / "config.yaml").is_file() else {}
     origins = read_provenance(root) if (root / "provenance.json").is_file() else {}
     page = {

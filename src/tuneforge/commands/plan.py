@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tuneforge.artifacts.kept import COMPARED, read_record
 from tuneforge.commands.request import Request
 from tuneforge.compose import Composed
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, TuneforgeError
@@ -64,7 +65,7 @@ def _diff(request: Request) -> int:
         composed = replace(request, words=(), overrides=tuple(overrides)).compose()
         tree, origins, facts = composed.recorded, composed.origins, {}
     found = differences(one.tree, tree, (one.origins, origins))
-    others = _other_differences(one.record, facts) if facts else []
+    others = _other_differences(*(read_record(folder, COMPARED) for folder in folders)) if facts else []
     if request.flags.json:
         shown = [{**vars(d), "before": _plain(d.before), "after": _plain(d.after)} for d in found]
         _print(json.dumps({"config": shown, "other": others}, indent=2, default=str))

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from jinja2 import UndefinedError
+
 from tuneforge.artifacts.claim import write_gone
 from tuneforge.artifacts.folder import is_marked
+from tuneforge.artifacts.kept import damaged
 from tuneforge.artifacts.report import write_report
 from tuneforge.commands.request import Request
 from tuneforge.console import say
@@ -23,7 +26,7 @@ def run(request: Request) -> int:
         raise TuneforgeError("too-many-words", message, fix=f"drop it; a sweep's database is named with {key}URL")
     if (root / "run.json").is_file():
         _refuse_to_overwrite(root)
-        say(str(write_report(root)))
+        say(str(_page(root)))
         write_gone(root)
         return EXIT_OK
     from tuneforge.study.answer import Answer
@@ -33,6 +36,18 @@ def run(request: Request) -> int:
     _refuse_to_overwrite(root)
     answer.tell()
     return EXIT_OK
+
+
+def _page(root: Path) -> Path:
+    """The page of a run's folder, which may come from anywhere.
+
+    Raises:
+        TuneforgeError: a file of it holds something else than a run writes there.
+    """
+    try:
+        return write_report(root)
+    except (UndefinedError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise damaged(root, f"holds a run.json or metrics.jsonl that is no run's: {error}") from error
 
 
 def _refuse_to_overwrite(root: Path) -> None:

@@ -14,6 +14,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from tuneforge.artifacts.figures import number
+from tuneforge.artifacts.kept import damaged
 from tuneforge.artifacts.owned import put_text
 from tuneforge.console import say
 from tuneforge.errors import TuneforgeError
@@ -48,6 +49,9 @@ class Answer:
         """Of a study as it is now."""
         trials = read_trials(study, kept.directions, kept.storage or local_storage(root))
         complete = [t for t in trials if t.state is TrialState.COMPLETE]
+        foreign = [t.number for t in complete if not isinstance(t.user_attrs.get("overrides"), list)]
+        if foreign:
+            raise damaged(root, f"has a study with trials of another program: trial {foreign[0]}")
         if not complete:
             best = []
         elif len(kept.objectives) == 1:

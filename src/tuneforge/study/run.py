@@ -8,6 +8,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -205,5 +206,7 @@ def _refusal(folder: Path) -> str:
 
 
 def _steps(folder: Path) -> int:
-    """Optimizer steps that a run's log tells of."""
-    return max((int(m["step"]) for m in read_metrics(RunFolder(folder).metrics) if "train/loss" in m), default=0)
+    """Optimizer steps that a run's log tells of; none of a damaged one, which ends its trial and no other."""
+    with suppress(TuneforgeError):
+        return max((int(m["step"]) for m in read_metrics(RunFolder(folder).metrics) if "train/loss" in m), default=0)
+    return 0

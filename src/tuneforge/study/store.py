@@ -137,7 +137,7 @@ def claim(folder: Path, *, named: bool, output_root: Path, wanted: str) -> Claim
         say(f"going on with {root}: a sweep of the same command that has not ended (hydra.sweep.dir=DIR starts afresh)")
         return held
     try:
-        if is_marked(folder) and not (folder / FILE).exists() and is_marker_copied(folder):
+        if is_marked(folder) and is_marker_copied(folder) and not _is_sweep(folder):
             raise ForeignError(folder, f"has a marker ({MARK}) that was copied from another folder")
         held = Claim(folder, kind="sweep", known=_is_sweep(folder))
     except ForeignError as error:
