@@ -1,7 +1,11 @@
 """What cannot go together is refused with both parties and the way out; what does nothing is said."""
 
+import functools
+import re
+
 import pytest
 
+from advice import ways
 from tuneforge import rules
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
@@ -72,14 +76,56 @@ BROKEN = [
 ]
 
 
+@functools.cache
+def refused(overrides):
+    """The problems of a composition, and the rules that it breaks."""
+    breaks, seen = rules.broken, set()
+
+    def noting(config, tree):
+        seen.update(check.__name__ for check in rules.RULES if check(config, tree) is not None)
+        return breaks(config, tree)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "broken", noting)
+        try:
+            compose(overrides)
+        except TuneforgeError as error:
+            return error.problems, seen
+    return [], seen
+
+
 @pytest.mark.parametrize(("code", "overrides"), BROKEN)
 def test_a_broken_rule_names_both_parties_and_the_way_out(code, overrides):
-    with pytest.raises(TuneforgeError) as raised:
-        compose(overrides)
-    (problem,) = raised.value.problems
+    (problem,), _ = refused(tuple(overrides))
     assert problem.code == code
     assert problem.origin
     assert problem.fix
+
+
+NO_OVERRIDE = {
+    "adapter-without-method": "the method that the adapter names",
+    "outside-the-run": "a relative path",
+    "password-in-config": "variables of the environment",
+    "two-bests": "two keys together",
+    "unknown-format": "a name of a list",
+    "unknown-measure": "a name of a list",
+}
+"""Codes of rules whose advice is no override that could be tried."""
+
+
+def test_each_way_out_of_a_broken_rule_leads_to_a_config_that_composes():
+    tried = set()
+    for code, overrides in BROKEN:
+        (problem,), _ = refused(tuple(overrides))
+        named = ways(problem.fix, problem.path)
+        assert named or code in NO_OVERRIDE, problem
+        for way in named:
+            if (problem.fix, way) not in tried:
+                tried.add((problem.fix, way))
+                typed = [re.sub("<.*>", "0" * 40, o) for o in way.taken(overrides)]
+                problems, _ = refused(tuple(typed))
+                assert not problems, (problem.fix, typed, problems)
+    assert len(tried) > 50
 
 
 def test_a_quantised_base_needs_a_strategy_with_proof_whatever_its_name(tmp_path):
@@ -94,20 +140,7 @@ def test_a_quantised_base_needs_a_strategy_with_proof_whatever_its_name(tmp_path
 
 def test_every_rule_has_a_fault_that_breaks_it():
     """A rule that nothing can break is a rule that does not work."""
-    broken = set()
-    for _, overrides in BROKEN:
-        config = None
-
-        def keep(given, tree, seen=broken):
-            for check in rules.RULES:
-                if check(given, tree) is not None:
-                    seen.add(check.__name__)
-            return iter(())
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rules, "broken", keep)
-            config = compose(overrides)
-        assert config is not None
+    broken = set().union(*(refused(tuple(overrides))[1] for _, overrides in BROKEN))
     assert broken == {name for name, _ in rules.listing()} - {"a_quantised_base_has_a_proven_strategy"}
 
 

@@ -108,11 +108,12 @@ def an_eval_split_is_there(config: Config, tree: Mapping[str, Any]) -> Problem |
     split = config.data.split
     if split.eval_path is not None or split.eval_fraction > 0 or split.by == "source":
         return None
+    reads_files = "path" in read_signature(tree["data"]["_target_"]).fields
     return Problem(
         "no-eval-split",
         "is 0 and there is no data.split.eval_path: nothing would show overfitting or pick the best checkpoint",
         "data.split.eval_fraction",
-        fix="set data.split.eval_fraction=0.1, or data.split.eval_path=FILE",
+        fix=f"set data.split.eval_fraction=0.1{', or data.split.eval_path=FILE' if reads_files else ''}",
     )
 
 

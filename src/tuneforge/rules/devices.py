@@ -11,7 +11,8 @@ from tuneforge.schema import Config
 @rule
 def metal_is_one_device(config: Config, tree: Mapping[str, Any]) -> Problem | None:
     """An Apple machine has one GPU, and torch has no collective operations for it."""
-    metal = "mps" in (config.hardware.kind, config.trainer.accelerator)
+    accelerator = config.trainer.accelerator
+    metal = accelerator == "mps" or (accelerator == "auto" and config.hardware.kind == "mps")
     if not metal or config.trainer.devices in ("auto", 1):
         return None
     return Problem(
@@ -31,7 +32,7 @@ def required_hardware_is_used(config: Config, tree: Mapping[str, Any]) -> Proble
         "required-hardware-unused",
         f"is cpu, and hardware.require=true insists on {config.hardware.name}",
         "trainer.accelerator",
-        fix="drop one of the two",
+        fix="drop it, or set hardware.require=false",
     )
 
 

@@ -76,7 +76,8 @@ def what_ends_a_run_has_a_best_to_restore(config: Config, tree: Mapping[str, Any
         if node.get("action") == "stop" or (name == "early_stopping" and node.get("patience")):
             key = "patience" if name == "early_stopping" else "action"
             message = "ends the run and restores the best checkpoint, and there are no checkpoints"
-            fix = "use callbacks=default, or action=warn"
+            off = "null" if key == "patience" else "warn"
+            fix = f"set callbacks.{name}.{key}={off}, or keep callbacks.checkpoints"
             return Problem("nothing-to-restore", message, f"callbacks.{name}.{key}", fix=fix)
     return None
 

@@ -151,5 +151,5 @@ def compiled_layers_have_no_adapter_dropout(config: Config, tree: Mapping[str, A
         "compile-dropout",
         f"compiles layers that may be recomputed, and method.lora_dropout={dropout} in them crashes torch's compiler",
         "model.torch_compile",
-        fix="set task_recipe.dropout=0, or trainer.gradient_checkpointing=false",
+        fix="set method.lora_dropout=0, or trainer.gradient_checkpointing=false",
     )

@@ -158,7 +158,7 @@ def uneven_groups(devices: int, size: int) -> Problem | None:
     if devices % size == 0:
         return None
     message = f"is {size}, and the run has {devices} device{'s' if devices > 1 else ''}: no whole number of groups"
-    fix = f"set trainer.devices={size} or a multiple, or use strategy=fsdp"
+    fix = f"set trainer.devices={size} or a multiple, or use strategy=fsdp without strategy.tensor_parallel_size"
     return Problem("uneven-groups", message, "strategy.tensor_parallel_size", fix=fix)
 
 
@@ -169,21 +169,22 @@ def what_is_proven_on_split_matrices(config: Config, tree: Mapping[str, Any]) ->
         return None
     method = tree["method"]
     unproven = {
-        f"method={config.method.name}": method["_target_"] not in TENSOR_PARALLEL_METHODS,
-        "method.use_dora": method.get("use_dora"),
-        "method.modules_to_save": method.get("modules_to_save"),
-        "optim=muon": tree["optim"]["_target_"] == "tuneforge.optim.muon",
-        "regularise.ewc": config.regularise.ewc,
-        "model.torch_compile": config.model.torch_compile,
+        (f"method={config.method.name}", "method=lora"): method["_target_"] not in TENSOR_PARALLEL_METHODS,
+        ("method.use_dora", "method.use_dora=false"): method.get("use_dora"),
+        ("method.modules_to_save", "method.modules_to_save=null"): method.get("modules_to_save"),
+        ("optim=muon", "optim=adamw"): tree["optim"]["_target_"] == "tuneforge.optim.muon",
+        ("regularise.ewc", "regularise.ewc=0"): config.regularise.ewc,
+        ("model.torch_compile", "model.torch_compile=false"): config.model.torch_compile,
     }
-    what = next((name for name, given in unproven.items() if given), None)
-    if what is None:
+    what, instead = next((names for names, given in unproven.items() if given), ("", ""))
+    if not what:
         return None
     return Problem(
         "no-tensor-parallel",
         f"{config.strategy.name} splits each layer's matrices, and {what} has no proof of equal losses on such parts",
         "strategy",
-        fix=f"use strategy=fsdp, or leave {what} out",
+        # What fsdp does not split either needs ddp.
+        fix=f"use strategy={'ddp' if config.regularise.ewc else 'fsdp'}, or set {instead}",
     )
 
 

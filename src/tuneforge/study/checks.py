@@ -69,7 +69,8 @@ def _space_problems(settings: Sweep, space: Space) -> Iterator[Problem]:
         yield Problem("grid-needs-values", message, "hydra.sweeper.custom_search_space", fix=fix)
     if not space.continuous and space.size > MAX_GRID:
         message = f"has {space.size:,.0f} combinations, and each would be a run"
-        yield Problem("grid-too-large", message, "hydra.sweeper.params", fix="list fewer values, or choose sampler=tpe")
+        fix = "list fewer values, or choose hydra/sweeper/sampler=tpe"
+        yield Problem("grid-too-large", message, "hydra.sweeper.params", fix=fix)
 
 
 def check_configs(
