@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tuneforge import bounded
 from tuneforge.bounded import matching
 from tuneforge.compat import weights_are_data
 from tuneforge.console import warn
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.method import Method
-from tuneforge.safe_files import check_adapter_options, read_adapter_options, require_safetensors
+from tuneforge.safe_files import check_adapter_options, read_adapter_options, refuse_special_files, require_safetensors
 from tuneforge.schema.model import Model
 
 EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties")
@@ -105,6 +107,7 @@ def read_config(path: str, key: str) -> PeftConfig:
     folder = Path(path)
     try:
         if folder.is_dir():  # before PEFT makes anything of it
+            refuse_special_files(folder, key)
             check_adapter_options(read_adapter_options(folder), path, key)
             require_safetensors(folder, "adapter_model", key)
         config: PeftConfig = PeftConfig.from_pretrained(path)
@@ -153,9 +156,13 @@ def check_patterns(config: PeftConfig, model: nn.Module, key: str) -> None:
         TuneforgeError: one takes too long, or is no pattern.
     """
     names = [name for name, _ in model.named_modules()]
+    started = time.process_time()
     for option, written in _patterns(config.to_dict()):
         path = f"{key}.{option}" if key == "method" else key
         matching(written, names, path)
+        if time.process_time() - started > bounded.SECONDS:  # each in time, and all of them not
+            message = f"the patterns of {option} and before take more than {bounded.SECONDS:g} seconds of the processor"
+            raise TuneforgeError("slow-pattern", message, path=path, fix="name the modules, without patterns")
 
 
 def _patterns(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

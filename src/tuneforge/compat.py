@@ -41,34 +41,52 @@ def import_bitsandbytes() -> None:
             sys.modules["kernels"] = hidden
 
 
+def _no_adapter(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _no_kernels(*args: Any, **kwargs: Any) -> bool:
+    return False
+
+
+def _no_pickle(file: Any, *args: Any, **kwargs: Any) -> None:
+    raise TuneforgeError(
+        "pickled-weights",
+        f"{file} is a pickle, which can run any code when it is read",
+        fix="use an adapter with adapter_model.safetensors",
+    )
+
+
 @contextmanager
-def weights_are_data() -> Iterator[None]:
+def weights_are_data(code_revision: str | None = None) -> Iterator[None]:
     """Within, transformers and PEFT take tensors and settings from a folder or the hub, and nothing else.
 
     transformers 5.23 asks on the terminal whether to run a repository's code where a call leaves `trust_remote_code`
-    out, and its auto classes load an adapter that lies beside a model, or the base that the adapter names. PEFT 0.21
-    reads pickled weights where it finds no safetensors. Each goes when an argument can say so.
+    out, and its auto classes load an adapter that lies beside a model, or the base that the adapter names. Where the
+    package `kernels` is installed, it runs kernels from the hub that a config.json or an architecture names. Its
+    `from_config` takes a repository's code from the newest commit (`code_revision` names another), as its own argument
+    for that breaks models without code. PEFT 0.21 reads pickled weights where it finds no safetensors. Each goes when
+    an argument can say so.
     """
     from peft.utils import save_and_load
-    from transformers import dynamic_module_utils
+    from transformers import dynamic_module_utils, modeling_utils
+    from transformers.integrations import hub_kernels
     from transformers.integrations import peft as integration
     from transformers.models.auto import auto_factory
 
-    def no_adapter(*args: Any, **kwargs: Any) -> None:
-        return None
+    load_class: Callable[..., Any] = vars(auto_factory)["get_class_from_dynamic_module"]
 
-    def no_pickle(file: Any, *args: Any, **kwargs: Any) -> None:
-        raise TuneforgeError(
-            "pickled-weights",
-            f"{file} is a pickle, which can run any code when it is read",
-            fix="use an adapter with adapter_model.safetensors",
-        )
+    def pinned_class(*args: Any, **kwargs: Any) -> Any:
+        return load_class(*args, **(kwargs if code_revision is None else kwargs | {"code_revision": code_revision}))
 
     shims: list[tuple[Any, str, Any]] = [
         (dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),
-        (auto_factory, "find_adapter_config_file", no_adapter),
-        (integration, "find_adapter_config_file", no_adapter),
-        (save_and_load, "torch_load", no_pickle),
+        (hub_kernels, "is_kernels_available", _no_kernels),
+        (modeling_utils, "is_kernels_available", _no_kernels),
+        (auto_factory, "find_adapter_config_file", _no_adapter),
+        (auto_factory, "get_class_from_dynamic_module", pinned_class),
+        (integration, "find_adapter_config_file", _no_adapter),
+        (save_and_load, "torch_load", _no_pickle),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in shims]
     for module, name, value in shims:

@@ -184,7 +184,8 @@ def reread(tree: Mapping[str, Any], paths: Collection[str]) -> tuple[dict[str, A
     others = {p: "" for p, v in leaves(tree).items() if "${" in str(v) and p not in paths}
     problems: list[Problem] = []
     resolution = _Resolution(problems, {})
-    resolved, reads = resolution.of(OmegaConf.create(replaced(tree, others))), resolution.reads
+    with bounded_interpolations():
+        resolved, reads = resolution.of(OmegaConf.create(replaced(tree, others))), resolution.reads
     masking.remember_keys(resolved)
     known: dict[str, Any] = {}
     for path in paths:

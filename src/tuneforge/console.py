@@ -110,6 +110,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # transformers would run code from the hub that no config names, where the package `kernels` is installed.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     # TensorFlow's C++ log, which tensorboard's import touches where TensorFlow is installed.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in _CHATTY:

@@ -52,7 +52,7 @@ def explain(composed: Composed, path: str) -> list[Explanation]:
         same_name = [p for p in flat if p.rpartition(".")[2] == last]
         known = same_name or [p for p in flat if p.partition(".")[0] == path.partition(".")[0]] or list(flat)
         raise TuneforgeError("unknown-node", f"--why {path}: there is no such key", fix=did_you_mean(path, known))
-    return [_explain(composed, p, flat[p]) for p in wanted]
+    return [_explain(composed, p, flat[p], set()) for p in wanted]
 
 
 def text(explanation: Explanation) -> str:
@@ -80,16 +80,18 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def _explain(composed: Composed, path: str, value: Any, inner: bool = False) -> Explanation:
+def _explain(composed: Composed, path: str, value: Any, told: set[str], inner: bool = False) -> Explanation:
+    """`told`: the keys whose interpolations are shown already. A recorded run may name them in a circle."""
     origin = nearest(composed, path)
     steps = masked_origin(path, origin).chain
-    reads = references(origin.expression, composed.tree, path) if origin.expression else []
+    reads = references(origin.expression, composed.tree, path) if path not in told else []
+    told.add(path)
     flat = leaves(composed.recorded)
     return Explanation(
         path,
         value,
         steps,
-        tuple(_explain(composed, r, flat[r], inner=True) for r in reads if r in flat and r != path),
+        tuple(_explain(composed, r, flat[r], told, inner=True) for r in reads if r in flat and r != path),
         _picker(composed, steps[-1]),
         "" if inner else _without(composed, path, origin.chain),
     )

@@ -48,7 +48,7 @@ def front(config_dirs: Sequence[Path] = ()) -> Iterator[ConfigLoader]:
         raise TuneforgeError(
             "no-config-dir",
             f"--config-dir {missing[0]}: there is no such folder",
-            fix=f"looked at {missing[0].resolve()}",
+            fix=f"looked at {missing[0].absolute()}",
         )
     registry.use(discover())
     _MoreSources.sources = (

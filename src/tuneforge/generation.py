@@ -29,7 +29,8 @@ def generation_config(model: Model, architecture: PretrainedConfig, ends: Sequen
     folder = locate(model.path)
     try:
         config = GenerationConfig.from_pretrained(folder, revision=model.revision or "main")
-    except OSError as error:
+        known = _token_ids(config.eos_token_id)
+    except Exception as error:  # the values in it raise whatever the class that meets them raises
         if (Path(folder) / GENERATION_CONFIG_NAME).is_file():
             raise TuneforgeError(
                 "unloadable-model",
@@ -37,11 +38,21 @@ def generation_config(model: Model, architecture: PretrainedConfig, ends: Sequen
                 path="model.path",
                 fix="copy this file again, or remove it: then the model's config.json counts",
             ) from error
+        if not isinstance(error, OSError):
+            raise
         config = GenerationConfig.from_model_config(architecture)
-    known = config.eos_token_id
-    ids = list(dict.fromkeys([*([known] if isinstance(known, int) else known or []), *ends]))
+        known = _token_ids(config.eos_token_id)
+    ids = list(dict.fromkeys([*known, *ends]))
     config.eos_token_id = ids[0] if len(ids) == 1 else ids
     return config
+
+
+def _token_ids(given: object) -> list[int]:
+    found = given if isinstance(given, list) else [] if given is None else [given]
+    ids = [token for token in found if isinstance(token, int)]
+    if ids != found:
+        raise ValueError(f"eos_token_id is {given!r}, and wanted are numbers of tokens")
+    return ids
 
 
 def stop_ids(config: GenerationConfig) -> list[int]:
@@ -78,6 +89,8 @@ def continuation(module: Any, prompt: NDArray[np.int64], max_new_tokens: int, st
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            num_beams=1,  # greedy, also where the base's own config searches or writes several
+            num_return_sequences=1,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=ends,
             use_cache=True,

@@ -50,15 +50,15 @@ def typed_problem(override: Override) -> Problem | None:
     """What is wrong with an override of Hydra's node, or one that moves another node into it."""
     origin = f"command line: {override.input_line}"
     if "hydra" in str(override.package or "").split("."):
-        return _refused(f"hydra.{override.key_or_group}", origin)
+        return refused(f"hydra.{override.key_or_group}", origin)
     key = override.key_or_group
     if not is_hydra(override):
         return None
     if key.startswith("hydra/"):
         allowed = key in GROUPS and not override.is_delete()
-        return None if allowed else _refused(key.replace("/", "."), origin)
+        return None if allowed else refused(key.replace("/", "."), origin)
     if override.is_delete():
-        return _refused(key, origin)
+        return refused(key, origin)
     value = None if override.is_sweep_override() else override.value()
     return next(_problems({key: value}, origin), None)
 
@@ -77,11 +77,11 @@ def check_file(data: Mapping[str, Any], package: str, group: str, shown: str) ->
     """
     inside = "hydra" in package.split(".")
     if inside and (package != group.replace("/", ".") or group not in GROUPS):
-        raise TuneforgeError.of([_refused(package, shown)])
+        raise TuneforgeError.of([refused(package, shown)])
     problems = list(_default_problems(data.get("defaults"), shown, inside=inside))
     own = {k: v for k, v in data.items() if k != "defaults"}
     problems += _problems({package: own} if inside else {"hydra": own["hydra"]} if "hydra" in own else {}, shown)
-    problems += [_refused(str(key), shown) for key in own if str(key).startswith("hydra.") and not package]
+    problems += [refused(str(key), shown) for key in own if str(key).startswith("hydra.") and not package]
     if problems:
         raise TuneforgeError.of(problems)
 
@@ -95,7 +95,7 @@ def _default_problems(defaults: Any, shown: str, *, inside: bool) -> Iterator[Pr
             group = group.strip("/")
             moved = "hydra" in package.replace("/", ".").split(".") or (inside and package)
             if moved or (group.partition("/")[0] == "hydra" and group not in GROUPS):
-                yield _refused(group.replace("/", "."), shown)
+                yield refused(group.replace("/", "."), shown)
 
 
 def _problems(tree: Mapping[str, Any], origin: str) -> Iterator[Problem]:
@@ -111,10 +111,11 @@ def _problems(tree: Mapping[str, Any], origin: str) -> Iterator[Problem]:
         # The sweeper's own keys are judged by their schema, and its samplers and pruners where they are made.
         if path.startswith(SWEEPER) and not path.startswith(f"{SWEEPER}_"):
             continue
-        yield _refused(path, origin)
+        yield refused(path, origin)
 
 
-def _refused(path: str, origin: str) -> Problem:
+def refused(path: str, origin: str) -> Problem:
+    """The problem of a key of Hydra's that a config may not set."""
     fix = next((text for key, text in _INSTEAD.items() if path == key or path.startswith(f"{key}.")), "")
     known = [*KEYS, *LAUNCHER_KEYS, f"{SWEEPER}n_trials"]
     return Problem(

@@ -4,11 +4,18 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tuneforge.config_bounds import too_complex_expression
+
 _RESOLVER = re.compile(r"[A-Za-z_][\w.]*:")
 
 
 def references(expression: str, tree: Mapping[str, Any], path: str = "") -> list[str]:
-    """The dotted paths that `expression`, standing at `path`, reads in `tree`; inner ones first, each once."""
+    """The dotted paths that `expression`, standing at `path`, reads in `tree`; inner ones first, each once.
+
+    None of an expression that no composition would have worked out: a recorded one may be of any length.
+    """
+    if too_complex_expression(expression):
+        return []
     found: list[str] = []
     for body in _bodies(expression):
         found += references(body, tree, path)

@@ -1,11 +1,11 @@
 """Where a model's files are, found without importing anything heavy."""
 
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from tuneforge.errors import TuneforgeError
+from tuneforge.safe_files import read_json
 
 BUNDLED = "bundled:"
 
@@ -43,7 +43,7 @@ def read_architecture(path: str, revision: str | None = None) -> dict[str, Any] 
     """The model's config.json, from its folder or the hub's cache on this machine; None where it is in neither.
 
     Raises:
-        TuneforgeError: the folder is no model.
+        TuneforgeError: the folder is no model, or its config.json cannot be read.
     """
     found = Path(locate(path))
     if found.is_dir():
@@ -51,9 +51,22 @@ def read_architecture(path: str, revision: str | None = None) -> dict[str, Any] 
     else:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+        try:
+            cached = try_to_load_from_cache(path, "config.json", revision=revision)
+        except ValueError:  # no id that the hub could have: told by whoever loads it
+            return None
         if not isinstance(cached, str):
             return None
         file = Path(cached)
-    read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        read = read_json(file)
+    except (ValueError, OSError) as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(read, dict):
+        raise _unreadable(path, "it is no JSON object")
     return read
+
+
+def _unreadable(path: str, why: str) -> TuneforgeError:
+    message = f"{path}: config.json cannot be read: {why}"
+    return TuneforgeError("unloadable-model", message, path="model.path", fix="copy or download its files again")

@@ -20,6 +20,7 @@ from tuneforge.console import say, warn
 from tuneforge.data.encode import Document
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.method import Method
+from tuneforge.model_building import from_config
 from tuneforge.models import told
 from tuneforge.schema import Config
 from tuneforge.schema.model import Model
@@ -137,10 +138,8 @@ def without_weights(model: Model, config: PretrainedConfig, *, classifies: bool)
 
     def build(attention: str | None) -> PreTrainedModel:
         # A copy: transformers notes its choice in the config.
-        options = {"attn_implementation": attention, "trust_remote_code": model.trust_remote_code}
         with torch.device("meta"):
-            built: PreTrainedModel = kind.from_config(copy.deepcopy(config), **options)  # type: ignore[no-untyped-call]
-        return built
+            return from_config(kind, model, copy.deepcopy(config), attn_implementation=attention)
 
     try:
         return build(wanted)

@@ -32,8 +32,9 @@ from tuneforge.console import console
 from tuneforge.data.labels import Labels
 from tuneforge.errors import TuneforgeError
 from tuneforge.heads import head_modules, in_head
-from tuneforge.locate import locate
-from tuneforge.safe_files import refuse_embedded_adapter, require_safetensors
+from tuneforge.locate import locate, read_architecture
+from tuneforge.model_building import from_config, odd_values_told
+from tuneforge.safe_files import refuse_embedded_adapter, refuse_special_files, require_safetensors
 from tuneforge.schema.model import Model
 
 
@@ -44,7 +45,10 @@ def check_weights(model: Model) -> None:
         TuneforgeError: with what is there instead.
     """
     folder = Path(locate(model.path))
-    if model.init == "scratch" or not folder.is_dir():
+    if not folder.is_dir():
+        return
+    refuse_special_files(folder, "model.path")
+    if model.init == "scratch":
         return
     refuse_embedded_adapter(folder, "model.path")
     require_safetensors(folder, "", "model.path")
@@ -120,17 +124,29 @@ def told(model: Model, error: Exception) -> TuneforgeError:
 
 def _code(model: Model) -> dict[str, Any]:
     """Whose code may run while a model is loaded: none, or that of its own repository at the commit that was named."""
-    trusted: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-    if Path(locate(model.path)).is_dir():
-        return trusted
     # Where a config names a class of another repository, that repository has no such commit, and loading fails.
-    return trusted | {"revision": model.revision, "code_revision": model.revision if model.trust_remote_code else None}
+    pinned = model.revision if model.trust_remote_code else None
+    trusted: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "code_revision": pinned}
+    return trusted if Path(locate(model.path)).is_dir() else trusted | {"revision": model.revision}
 
 
 def load_config(model: Model) -> PretrainedConfig:
-    """The model's architecture."""
-    with _explained(model):
+    """The model's architecture.
+
+    Raises:
+        TuneforgeError: it cannot be read, or names code of another repository.
+    """
+    with _explained(model), odd_values_told():
+        read_architecture(model.path, model.revision)  # told by its own words where it is no JSON
         config: PretrainedConfig = AutoConfig.from_pretrained(locate(model.path), **_code(model))
+    kernel = str(config._attn_implementation or "")
+    if "/" in kernel:
+        raise TuneforgeError(
+            "remote-code-elsewhere",
+            f"config.json of {model.path} names {kernel} for its attention, which is code on the hub",
+            path="model.path",
+            fix="remove _attn_implementation from that file, or use another model",
+        )
     return config
 
 
@@ -233,6 +249,8 @@ def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
         if explained is None:
             raise
         raise explained from error
+    if not isinstance(found, PreTrainedTokenizerBase):
+        raise tokenizer_files.no_tokenizer_class(model, found)
     return found
 
 
@@ -274,7 +292,7 @@ def load_classifier(
         TuneforgeError: the checkpoint's weights are not those of this architecture.
     """
     with torch.device("meta"):
-        heads = head_modules(AutoModelForSequenceClassification.from_config(config))
+        heads = head_modules(from_config(AutoModelForSequenceClassification, model, config))
     if quantization_config is not None:
         # What is drawn anew is trained, and cannot be quantised.
         quantization_config.llm_int8_skip_modules = heads
@@ -313,12 +331,12 @@ def _load(
     if not console.is_terminal:
         transformers_logging.disable_progress_bar()
     if model.init == "scratch":
-        return kind.from_config(config, dtype=dtype, attn_implementation=model.attention_argument), []
+        return from_config(kind, model, config, dtype=dtype, attn_implementation=model.attention_argument), []
     extra = {} if quantization_config is None else {"quantization_config": quantization_config}
     if kind is AutoModelForSequenceClassification:
         # Its config is not the checkpoint's own, and a head for other classes is drawn anew.
         extra |= {"config": config, "ignore_mismatched_sizes": True}
-    with _explained(model):
+    with _explained(model), odd_values_told():
         loaded, found = kind.from_pretrained(
             locate(model.path),
             **_code(model),

@@ -47,9 +47,15 @@ class Origin:
 
     @classmethod
     def of_dict(cls, kept: Mapping[str, Any]) -> "Origin":
-        """The opposite of `as_dict`."""
-        replaced = tuple(cls.of_dict(o) for o in kept.get("replaced", ()))
-        return cls(kept["where"], kept["expression"], kept.get("written", ""), replaced)
+        """The opposite of `as_dict`.
+
+        Raises:
+            TypeError: something else stands there.
+        """
+        texts = (kept["where"], kept["expression"], kept.get("written", ""))
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"an origin is made of texts, got {texts}")
+        return cls(*texts, tuple(cls.of_dict(o) for o in kept.get("replaced", ())))
 
 
 def masked_origin(path: str, origin: Origin) -> Origin:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneforge.artifacts.kept import TYPED, read_config, read_provenance, read_record
+from tuneforge.artifacts.kept import TYPED, damaged, read_config, read_provenance, read_record
 from tuneforge.compose import PLACES, Composed, compose, judge, reread, used_plugins
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.interpolation import leaves, lookup
@@ -17,6 +17,8 @@ from tuneforge.masking import MASK
 from tuneforge.provenance import Origin
 from tuneforge.shell import key_of, setting
 from tuneforge.versions import versions
+
+CODE = "model.trust_remote_code"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,14 @@ def read_run(root: Path) -> Kept:
     if missing:
         what = "there is no such folder" if not root.is_dir() else f"the folder has no {', '.join(missing)}"
         raise TuneforgeError("not-a-run", f"{root}: {what}, so it is not a run", fix="give a folder under output_root")
-    record, tree = read_record(root, TYPED), read_config(root)
-    return Kept(root, tree, {k: Origin.of_dict(o) for k, o in read_provenance(root).items()}, record)
+    record, tree, provenance = read_record(root, TYPED), read_config(root), read_provenance(root)
+    try:
+        origins = {k: Origin.of_dict(o) for k, o in provenance.items()}
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(
+            root / "provenance.json", "is no provenance of a config: an origin of a value is broken"
+        ) from error
+    return Kept(root, tree, origins, record)
 
 
 def compose_from(root: Path, overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Composed:
@@ -71,6 +79,13 @@ def compose_from(root: Path, overrides: Sequence[str], config_dirs: Sequence[Pat
     changes = [o for o in overrides if not _is_place(o)]
     places = [o for o in overrides if _is_place(o)]
     composed = _recomposed(kept, changes, places, dirs) if changes else _repeated(kept, places, dirs)
+    if composed.config.model.trust_remote_code and CODE not in map(key_of, overrides):
+        raise TuneforgeError(
+            "remote-code-of-a-record",
+            f"{root} allowed code of {composed.config.model.path} to run, and a folder cannot allow it for you",
+            path=CODE,
+            fix=f"read that code at {composed.config.model.revision}, then add {CODE}=true; or {CODE}=false",
+        )
     return dataclasses.replace(composed, base=root, config_dirs=dirs, notes=tuple(_notes(kept, composed)))
 
 

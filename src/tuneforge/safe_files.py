@@ -6,6 +6,8 @@ PEFT's options also name files to unpickle, modules to import, or models to fetc
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,35 @@ which are refused. Numbers, switches and null are harmless under any name.
 """
 
 
+def refuse_special_files(folder: Path, key: str) -> None:
+    """Refuse a folder of weights with a pipe, socket or device in it: reading one waits for ever, or never ends.
+
+    Raises:
+        TuneforgeError: naming the file.
+    """
+    templates = folder / "additional_chat_templates"
+    for path in [*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())]:
+        if not path.exists() or stat.S_IFMT(path.stat().st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+            continue
+        message = f"{path} is neither a file nor a folder, and nothing else is read from {folder}"
+        raise TuneforgeError("special-file", message, path=key, fix=f"rm {path}")
+
+
+def read_json(file: Path) -> Any:
+    """The content of a small JSON file.
+
+    Raises:
+        ValueError: it is no JSON, nested too deeply, or larger than any such file.
+        OSError: it cannot be read.
+    """
+    if file.stat().st_size > MAX_JSON:
+        raise ValueError(f"{file.name} is larger than {MAX_JSON:,} bytes")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{file.name} is nested too deeply") from error
+
+
 def require_safetensors(folder: Path, stem: str, key: str) -> None:
     """Refuse a folder of which only pickled weights could be loaded; `stem` is what the files of weights start with.
 
@@ -99,10 +130,7 @@ def read_adapter_options(folder: Path) -> dict[str, Any]:
         ValueError: it is no JSON object, has no kind, or is of a size that no adapter's has.
         OSError: it cannot be read.
     """
-    file = folder / ADAPTER_CONFIG
-    if file.stat().st_size > MAX_JSON:
-        raise ValueError(f"{ADAPTER_CONFIG} is larger than {MAX_JSON:,} bytes")
-    held = json.loads(file.read_text(encoding="utf-8"))
+    held = read_json(folder / ADAPTER_CONFIG)
     if not isinstance(held, dict) or not isinstance(held.get("peft_type"), str):
         raise ValueError(f"{ADAPTER_CONFIG} is no object with a peft_type")
     return held
@@ -152,22 +180,34 @@ def _is_of_transformers(mapping: Any) -> bool:
 
 
 def code_digest(folder: Path) -> str:
-    """40 digits of a hash over the Python files of a folder: what pins the code of a model that is no commit."""
+    """40 digits of a hash over the Python files of a folder: what pins the code of a model that is no commit.
+
+    Links are followed, as transformers follows them: `auto_map` may name a file in a folder that is one.
+    """
     total = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in sorted(_python_files(folder)):
         total.update(file.relative_to(folder).as_posix().encode() + b"\0")
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:40]
 
 
+def _python_files(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(at))
+        folders[:] = [name for name in folders if os.path.realpath(Path(at) / name) not in seen]
+        yield from (path for path in (Path(at) / name for name in names if name.endswith(".py")) if path.is_file())
+
+
 def foreign_code(folder: Path) -> str:
-    """A class that a config of the folder would load from another repository (`auto_map`: repo--file.Class), or ""."""
-    for file in sorted(folder.glob("*.json")):
-        if file.stat().st_size > MAX_JSON:
-            continue
+    """A class that a config of the folder would load from another repository (`auto_map`: repo--file.Class), or "".
+
+    A file that cannot be looked at names none: at the revision that pins this folder, no other repository has code.
+    """
+    for file in sorted(path for path in folder.glob("*.json") if path.is_file()):
         try:
-            held = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+            held = read_json(file)
+        except (ValueError, OSError):
             continue
         classes = held.get("auto_map") if isinstance(held, Mapping) else None
         found = [c for c in _texts(classes) if "--" in c]

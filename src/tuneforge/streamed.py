@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from tuneforge.locate import locate
+from tuneforge.model_building import from_config
 from tuneforge.schema.model import Model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -73,9 +74,8 @@ class Streamed:
         """
         files = Files(model)
         with init_empty_weights(include_buffers=False):
-            built: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=model.attention_argument
-            )
+            options = {"dtype": dtype, "attn_implementation": model.attention_argument}
+            built = from_config(AutoModelForCausalLM, model, config, **options)
         names: dict[int, str] = {}
         made: dict[nn.Parameter, nn.Parameter] = {}
         for name, parameter in list(built.named_parameters(remove_duplicate=False)):

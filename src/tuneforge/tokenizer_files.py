@@ -80,6 +80,11 @@ def panics_explained(model: Model) -> Iterator[None]:
         raise _broken(model, "tokenizer.json", f"tokenizers fails on it: {str(error)[:200]}") from error
 
 
+def no_tokenizer_class(model: Model, found: object) -> TuneforgeError:
+    """The error of a `tokenizer_class` that is the name of something else."""
+    return _broken(model, "tokenizer_config.json", f"`tokenizer_class` names {type(found).__name__}, no tokenizer")
+
+
 def explain(model: Model, error: Exception) -> TuneforgeError | None:
     """The file that made loading fail and what to do about it; None where the hub or remote code is to blame."""
     folder = _folder(model)
@@ -130,6 +135,8 @@ def _wrong_json(file: Path) -> str:
         return "it is not UTF-8 text"
     except json.JSONDecodeError as error:
         return f"it is no JSON, or cut off (line {error.lineno}: {error.msg})"
+    except (ValueError, RecursionError) as error:
+        return f"it is no JSON that Python reads: {_first(error)}"
     return "" if isinstance(content, dict) else "it is no JSON object"
 
 

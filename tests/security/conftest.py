@@ -1,6 +1,7 @@
 """A canary: things that no config may touch, looked at before and after each test."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fuzzing import limited
 
@@ -103,6 +105,47 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canary]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Callable[..., Path]:
+    """Write the folder of a run of the default config, as somebody else could have changed it."""
+    from stand_in import record_of
+    from tuneforge.compose import compose
+
+    def write(
+        tree: dict[str, object] | None = None, provenance: dict[str, object] | None = None, **record: object
+    ) -> Path:
+        """`tree` and `provenance`: dotted path -> value; the rest goes into run.json."""
+        composed, root = compose(), tmp_path / "run"
+        kept = json.loads(json.dumps(composed.tree))
+        for path, value in (tree or {}).items():
+            *parents, last = path.split(".")
+            node = kept
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = value
+        origins = {k: o.as_dict() for k, o in composed.origins.items()} | (provenance or {})
+        root.mkdir()
+        (root / "config.yaml").write_text(yaml.safe_dump(kept))
+        (root / "provenance.json").write_text(json.dumps(origins))
+        (root / "run.json").write_text(json.dumps({**record_of(composed), "overrides": [], **record}))
+        return root
+
+    return write
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Callable[[dict[str, object]], tuple[str, ...]]:
+    """Write an experiment of somebody else; returns the arguments that choose it."""
+
+    def write(data: dict[str, object]) -> tuple[str, ...]:
+        file = tmp_path / "dir" / "experiment" / "mine.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text("# @package _global_\n" + yaml.safe_dump(data, width=10**6))
+        return ("--config-dir", str(tmp_path / "dir"), "+experiment=mine", f"output_root={tmp_path / 'out'}")
+
+    return write
 
 
 @pytest.fixture

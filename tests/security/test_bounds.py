@@ -8,7 +8,7 @@ import pytest
 from tuneforge import bounded
 from tuneforge.adapters import check_patterns
 from tuneforge.bounded import OverBoundsError, matching
-from tuneforge.data import file, template
+from tuneforge.data import file, rendering, template
 from tuneforge.data.rendering import apply_template
 from tuneforge.errors import TuneforgeError
 from tuneforge.plan.shape import ModelShape, Trainable
@@ -67,6 +67,17 @@ def test_no_template_hangs_or_escapes(canary, tokenizer, processor_seconds, kind
     assert len(str(problem)) < 2000
     if problem.code == "template-over-bounds":
         assert tokenizer.chat_template[:20] in problem.message
+
+
+def test_no_template_that_is_slow_each_time_is_rendered_for_ever(canary, tokenizer, processor_seconds, monkeypatch):
+    """Each time within the bound: a data set of a million rows would take days."""
+    monkeypatch.setattr(rendering, "MOST_SECONDS", 0.5)
+    tokenizer.chat_template = "{% for i in range(30) %}{% for j in range(60000) %}{% endfor %}{% endfor %}x"
+    with processor_seconds(3), pytest.raises(TuneforgeError, match="seconds of the processor for") as refused:
+        all(apply_template(tokenizer, MESSAGES, "rows.jsonl:7") for _ in range(1000))
+    assert refused.value.problems[0].code == "template-over-bounds"
+    tokenizer.chat_template = template.PLAIN
+    assert apply_template(tokenizer, MESSAGES, "x").count("###") == 2
 
 
 def test_a_template_is_rendered_as_before_when_it_keeps_within_the_bounds(tokenizer):
@@ -128,6 +139,19 @@ def test_no_pattern_of_an_adapter_hangs(canary, processor_seconds, options):
     assert (refused.value.problems[0].code, refused.value.problems[0].path) == ("slow-pattern", "model.adapter")
 
 
+def test_many_patterns_of_an_adapter_do_not_hang_either(canary, processor_seconds, monkeypatch):
+    """Each of them within the bound, and all together not."""
+    from peft import LoraConfig
+    from torch import nn
+
+    monkeypatch.setattr(bounded, "SECONDS", 0.05)
+    model = nn.ModuleDict({f"layer{i}": nn.Linear(2, 2) for i in range(500)})
+    patterns = {f"{'(a|b)?' * 50}{i}": 4 for i in range(2000)}
+    with processor_seconds(3), pytest.raises(TuneforgeError) as refused:
+        check_patterns(LoraConfig(target_modules=["q"], rank_pattern=patterns), model, "model.adapter")
+    assert (refused.value.problems[0].code, refused.value.problems[0].path) == ("slow-pattern", "model.adapter")
+
+
 def test_planning_bounds_the_pattern_too(canary, processor_seconds):
     shape = ModelShape.from_hf_config(
         {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9,
@@ -164,6 +188,18 @@ def test_no_compressed_file_takes_all_memory(canary, tmp_path, monkeypatch, proc
     with processor_seconds(5), pytest.raises(TuneforgeError) as refused:
         file.file(path=str(path))
     assert (refused.value.problems[0].code, refused.value.problems[0].path) == ("file-too-large", "data.path")
+
+
+def test_rows_of_nothing_take_no_memory(canary, tmp_path, monkeypatch, processor_seconds):
+    """A null takes no bytes in a file, and each row of it some in memory."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(arrow.table({"text": arrow.nulls(3_000_000, arrow.string())}), path)
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr(file, "spare_memory", lambda: 256 << 20)
+    with processor_seconds(1), pytest.raises(TuneforgeError) as refused:
+        file.file(path=str(path))
+    assert refused.value.problems[0].code == "file-too-large"
 
 
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst", "zip"])

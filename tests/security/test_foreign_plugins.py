@@ -17,6 +17,9 @@ def plugin(canary, tmp_path):
     conf = root / "evil" / "conf" / "callbacks"
     conf.mkdir(parents=True)
     (root / "evil" / "__init__.py").write_text(f"from pathlib import Path\nPath({str(canary.mark)!r}).touch()\n")
+    (root / "helper.py").touch()
+    (root / "evil" / "__pycache__").mkdir()
+    (root / "evil" / "__pycache__" / "x.cpython-311.pyc").touch()
     (conf / "evil.yaml").write_text("# python -m tuneforge callbacks=evil\nevil:\n  _target_: evil.Evil\n")
     (root / "pyproject.toml").write_text(
         '[project]\nname = "evil"\n[project.entry-points."tuneforge.plugins"]\nevil = "evil"\n'
@@ -30,7 +33,7 @@ def troubles(root):
 
 
 PLACES = ["", "..", "evil", "evil/conf", "evil/conf/callbacks", "evil/__init__.py", "evil/conf/callbacks/evil.yaml",
-          "pyproject.toml"]  # fmt: skip
+          "pyproject.toml", "helper.py", "evil/__pycache__", "evil/__pycache__/x.cpython-311.pyc"]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -77,6 +80,31 @@ def test_links_out_of_the_folder_are_refused(plugin, canary, place):
         source.write_text('[project]\nname = "evil"\n[project.entry-points."tuneforge.plugins"]\nevil = "evil"\n')
     os.symlink(source, plugin / place)
     assert any("is a link out of the plugin's folder" in cause for cause in troubles(plugin))
+
+
+def test_an_environment_beside_the_package_is_left_alone(plugin):
+    """Its python is a link out of the folder, and nothing in it is imported."""
+    for name in (".venv", "venv"):
+        (plugin / name / "bin").mkdir(parents=True)
+        (plugin / name / "pyvenv.cfg").touch()
+        os.symlink("/usr/bin/python3", plugin / name / "bin" / "python")
+    assert troubles(plugin) == []
+
+
+def test_a_link_to_the_folder_of_plugins_is_looked_at(plugin, monkeypatch, tmp_path):
+    """Who made the link chose what runs."""
+    os.symlink(plugin.parent, tmp_path / "link")
+    monkeypatch.setenv("TUNEFORGE_PLUGIN_PATH", str(tmp_path / "link"))
+    real = os.lstat
+    owned = {tmp_path / "link": 4242}
+
+    def lstat(of, *args, **kwargs):
+        found = real(of, *args, **kwargs)
+        return os.stat_result([*found[:4], owned.get(Path(of), found[4]), *found[5:]])
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    (found,) = [inspect(p) for p in discovery._dropped()]
+    assert [t.cause.partition(" belongs")[0] for t in found.troubles] == [str(tmp_path / "link")]
 
 
 def test_a_link_within_the_folder_is_fine(plugin):

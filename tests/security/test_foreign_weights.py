@@ -1,6 +1,7 @@
 """Folders of weights from elsewhere: their tensors are read, and nothing in them runs, asks, or leads elsewhere."""
 
 import json
+import os
 import pickle
 import shutil
 from contextlib import suppress
@@ -11,6 +12,7 @@ import pytest
 from tuneforge import adapters, models
 from tuneforge.artifacts import checkpoint_io, whole
 from tuneforge.errors import TuneforgeError
+from tuneforge.generation import generation_config
 from tuneforge.safe_files import code_digest
 from tuneforge.schema.model import Model
 
@@ -163,6 +165,67 @@ def test_code_of_a_folder_needs_its_hash_and_runs_with_it(refused, folder, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
+def test_code_behind_a_link_is_part_of_the_hash(canary, folder, tmp_path):
+    """`auto_map` may name a file in a folder that is a link."""
+    before = code_digest(folder)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "evil.py").write_text("one")
+    (folder / "inner").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(folder)
+    linked = code_digest(folder)
+    (tmp_path / "elsewhere" / "evil.py").write_text("two")
+    assert len({before, linked, code_digest(folder)}) == 3
+
+
+def test_a_recorded_run_cannot_allow_code(canary, refused, recorded, folder):
+    """Who types it again has chosen it; the message shows what to read, and the advice is taken."""
+    (folder / "evil.py").write_text(CODE.format(str(canary.mark)))
+    trusted = {"path": str(folder), "trust_remote_code": True, "revision": code_digest(folder)}
+    run = recorded(tree={f"model.{key}": value for key, value in trusted.items()})
+    for arguments in (["plan", str(run)], ["--from", str(run)], ["lr_find", "--from", str(run)]):
+        said = refused(*arguments)
+        assert f"read that code at {trusted['revision']}, then add model.trust_remote_code=true" in said
+    from tuneforge.cli import run as command
+
+    assert command(["--from", str(run), "--cfg", "job", "model.trust_remote_code=false"]) == 0
+
+
+def test_code_of_the_hub_is_that_of_the_pinned_commit_and_nobody_is_asked(canary, folder, no_answer, monkeypatch):
+    """Also where a model is built without weights, of a config that transformers has given the repository's name."""
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+    from transformers.models.auto import auto_factory
+
+    asked = []
+
+    def load_class(reference, repository, **options):
+        asked.append((reference, repository, options["code_revision"]))
+        return LlamaForCausalLM
+
+    monkeypatch.setattr(auto_factory, "get_class_from_dynamic_module", load_class)
+    config = models.load_config(model(folder))
+    config.auto_map = {"AutoModelForCausalLM": "some/repo--evil.Net"}
+    for trusted in (False, True):
+        described = model(folder, trust_remote_code=trusted, revision="a" * 40)
+        assert models.from_config(AutoModelForCausalLM, described, config).num_parameters() > 0
+    assert asked == [("evil.Net", "some/repo", "a" * 40)]
+
+
+@pytest.mark.parametrize("name", ["_attn_implementation", "attn_implementation"])
+def test_no_kernel_of_the_hub_is_fetched(canary, folder, monkeypatch, name):
+    """Where the package `kernels` is installed, transformers would run it."""
+    from transformers.integrations import hub_kernels
+
+    monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda *_: True)
+    monkeypatch.setattr(hub_kernels, "lazy_load_kernel", lambda *_, **__: pytest.fail("a kernel was fetched"))
+    change(folder / "config.json", **{name: "evil/kernel"})
+    if name == "attn_implementation":  # transformers drops it
+        assert load(model(folder)).config._attn_implementation == "sdpa"
+        return
+    for wanted in ("auto", "sdpa"):
+        problem = refusal(load, model(folder, attn_implementation=wanted))
+        assert (problem.code, problem.path) == ("remote-code-elsewhere", "model.path")
+
+
 @pytest.mark.parametrize("file", MAPS)
 def test_no_code_of_another_repository_is_pinned_by_a_folder(canary, refused, folder, file):
     change(folder / file, auto_map={"AutoModel": "evil/repo--evil.Net"})
@@ -175,6 +238,68 @@ def test_a_model_with_an_adapter_in_its_folder_is_not_redirected(canary, folder)
     change(folder / "adapter_config.json", peft_type="LORA", base_model_name_or_path="evil/base", r=1)
     problem = refusal(load, model(folder))
     assert (problem.code, problem.path) == ("adapter-in-model", "model.path")
+
+
+# ---- files of any content
+
+ODD = {
+    "config.json": [
+        "[" * 100_000, "[]", "", {"model_type": ["a"]}, {"hidden_size": [1]}, {"num_attention_heads": 0},
+        {"hidden_act": "__import__('os')"}, {"vocab_size": 10**15}, {"quantization_config": {"quant_method": ["x"]}},
+        {"rope_parameters": {"rope_type": "x"}}, {"to_dict": 5}, {"text_config": {"model_type": "evil"}},
+    ],
+    "tokenizer_config.json": ["[" * 100_000, {"tokenizer_class": "AutoConfig"}, {"tokenizer_class": "Trainer"}],
+    "tokenizer.json": ["[" * 100_000],
+    "generation_config.json": [
+        "[" * 100_000, "[]", {"eos_token_id": "x"}, {"eos_token_id": {"a": 1}}, {"watermarking_config": {"x": 1}},
+        {"num_return_sequences": 7}, {"cache_implementation": "x"},
+    ],
+}  # fmt: skip
+
+
+def load_all(described):
+    generation_config(described, load(described).config, [1])
+
+
+@pytest.mark.parametrize("file", ODD)
+def test_files_of_any_content_are_told(canary, folder, file):
+    kept = (folder / file).read_text() if (folder / file).exists() else "{}"
+    for content in ODD[file]:
+        (folder / file).write_text(content if isinstance(content, str) else kept)
+        if not isinstance(content, str):
+            change(folder / file, **content)
+        problem = refusal(load_all, model(folder))
+        assert problem.path == "model.path", content
+        assert len(str(problem)) < 1500
+
+
+@pytest.mark.parametrize("content", [c for c in ODD["config.json"] if isinstance(c, str) or "hidden_act" not in c])
+def test_a_config_of_any_content_is_planned_or_told(canary, folder, capfd, content):
+    from tuneforge.cli import run
+
+    kept = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(content if isinstance(content, str) else kept)
+    if not isinstance(content, str):
+        change(folder / "config.json", **content)
+    assert run(["plan", "model=hf", f"model.path={folder}"]) in (0, 2, 3)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "model.safetensors", "more.json", "additional_chat_templates/x"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_no_pipe_or_device_is_read(canary, folder, place, kind):
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / place).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(folder / place)
+    else:
+        (folder / place).symlink_to("/dev/zero")
+    problem = refusal(models.check_weights, model(folder))
+    assert (problem.code, problem.path) == ("special-file", "model.path")
+    if "/" not in place:
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        assert refusal(adapters.read_config, str(folder), "model.adapter").code == "special-file"
+    (folder / place).unlink()
 
 
 # ---- the options of adapters

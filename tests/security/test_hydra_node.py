@@ -1,12 +1,13 @@
 """Hydra's own node takes a list of keys: whatever else is refused, typed or in a file, and nothing of it happens."""
 
-import json
-
 import pytest
+from omegaconf import OmegaConf
 
 from tuneforge.cli import run
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
+from tuneforge.front import front
+from tuneforge.study.command import _check_params
 
 CALLBACK = "{attack: {_target_: canary_module.run}}"
 TYPED = {
@@ -118,30 +119,48 @@ def test_a_swept_option_cannot_bring_it_into_a_trial(canary, refused, tmp_path, 
         assert "Hydra's own" in refused(*arguments)
 
 
-def record_of(run, **more):
-    composed = compose()
-    run.mkdir()
-    (run / "config.yaml").write_text(json.dumps(composed.tree))
-    (run / "provenance.json").write_text(json.dumps({k: o.as_dict() for k, o in composed.origins.items()}))
-    record = {"overrides": [], "choices": composed.choices, "versions": {}, "plugins": []}
-    (run / "run.json").write_text(
-        json.dumps(record | {k: record[k] | v if k == "choices" else v for k, v in more.items()})
-    )
-
-
 @pytest.mark.parametrize(
     "choice", [{"hydra/callbacks": "x"}, {"hydra/job_logging": "default"}, {"hydra.callbacks": "x"}]
 )
-def test_a_record_cannot_choose_it(choice, canary, refused, tmp_path):
-    record_of(tmp_path / "run", choices=choice)
-    assert "Hydra's own" in refused("plan", str(tmp_path / "run"), "method.r=4")
+def test_a_record_cannot_choose_it(choice, canary, refused, recorded):
+    run = recorded(choices={**compose().choices, **choice})
+    assert "Hydra's own" in refused("plan", str(run), "method.r=4")
 
 
 @pytest.mark.parametrize("name", ["callbacks", "env_set", "searchpath", "whole", "moved"])
-def test_a_record_that_says_it_was_typed_has_no_effect_or_is_refused(name, canary, tmp_path):
+def test_a_record_that_says_it_was_typed_has_no_effect_or_is_refused(name, canary, recorded):
     """Where a run was written is no part of what it did, so `hydra.*` of a record is left out."""
-    record_of(tmp_path / "run", overrides=[TYPED[name]])
-    assert run(["plan", str(tmp_path / "run"), "method.r=4"]) == (2 if name == "moved" else 0)
+    recorded = recorded(overrides=[TYPED[name]])
+    assert run(["plan", str(recorded), "method.r=4"]) == (2 if name == "moved" else 0)
+
+
+# Params are overrides of the trials: Hydra's own sweeper hands them to Hydra, which acts on them before we are asked.
+PARAMS = {
+    "environment": ("+hydra.job.env_set.CANARY", "x"),
+    "directory": ("hydra.job.chdir", "true"),
+    "logging": ("+hydra.job_logging", "{version: 1, handlers: {x: {class: logging.FileHandler, filename: MARK}}}"),
+    "interpolated": ("+hydra.job.env_set.CANARY", "${seed}"),
+    "moved": ("+optim@hydra.job.env_set", "adamw"),
+    "swept": ("+hydra.job.env_set.CANARY", "x,y"),
+    "deleted": ("~hydra.job", "x"),
+}
+
+
+@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("chosen", ["typed", "in the file", "ours"])
+def test_params_of_a_sweeper_cannot_set_it_in_the_trials(name, chosen, canary, refused, experiment):
+    key, value = PARAMS[name]
+    sweeper = {"defaults": [{"override /hydra/sweeper": "basic"}]} if chosen == "in the file" else {}
+    params = {key: value.replace("MARK", str(canary.mark))}
+    typed = ["hydra/sweeper=basic"] if chosen == "typed" else []
+    picked = experiment({**sweeper, "hydra": {"sweeper": {"params": params}}})
+    assert "Hydra's own" in refused("-m", *picked, "optim.lr=1e-4,2e-4", *typed)
+    assert not list(canary.folder.parent.glob("out/**/run.json"))
+
+
+def test_a_sweeper_that_is_neither_ours_nor_hydras_is_refused(canary):
+    with front() as loader, pytest.raises(TuneforgeError, match="neither tuneforge's sweeper nor Hydra's own"):
+        _check_params(loader, OmegaConf.create({"_target_": "canary_module.run", "params": {}}))
 
 
 ALLOWED = ("hydra.run.dir=x", "hydra.sweep.dir=x", "hydra.sweep.subdir=x", "hydra.sweeper.n_trials=3")

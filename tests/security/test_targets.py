@@ -1,10 +1,8 @@
 """A `_target_` is an option, not a function: whatever else a config names is refused before anything is imported."""
 
 import json
-import shutil
 
 import pytest
-import yaml
 
 from tuneforge.compose import compose
 from tuneforge.errors import TuneforgeError
@@ -122,23 +120,10 @@ def test_an_option_file_of_a_config_dir_trusts_nothing_by_itself(target, canary,
 
 
 @pytest.mark.parametrize("where", ["optim._target_", "callbacks.progress._target_", "data.format"])
-def test_a_recorded_run_passes_the_same_gate(where, canary, refused, tmp_path):
-    composed = compose()
-    tree = json.loads(json.dumps(composed.tree))
-    *parents, last = where.split(".")
-    node = tree
-    for parent in parents:
-        node = node[parent]
-    node[last] = "canary_module.run"
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text(yaml.safe_dump(tree))
-    (run / "provenance.json").write_text(json.dumps({k: o.as_dict() for k, o in composed.origins.items()}))
-    record = {"choices": composed.choices, "overrides": [], "versions": {}, "plugins": []}
-    (run / "run.json").write_text(json.dumps(record))
+def test_a_recorded_run_passes_the_same_gate(where, canary, refused, recorded):
+    run = recorded(tree={where: "canary_module.run"})
     for arguments in (["plan", str(run)], ["--from", str(run), "--cfg", "job"]):
         assert where in refused(*arguments)
-    shutil.rmtree(run)
 
 
 @pytest.mark.parametrize("group", ["optim", "callbacks", "hydra/sweeper/sampler", "data.format"])

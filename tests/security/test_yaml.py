@@ -94,13 +94,10 @@ def test_a_plugins_option_file_is_read_so_and_breaks_only_who_chooses_it(name, c
 
 
 @pytest.mark.parametrize("name", DOORS)
-def test_a_recorded_run_is_read_so(name, canary, refused, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text(HOSTILE[name][0])
-    (tmp_path / "run" / "provenance.json").write_text("{}")
-    record = {"choices": {}, "overrides": [], "versions": {}, "plugins": []}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    assert "config.yaml" in refused("plan", str(tmp_path / "run"))
+def test_a_recorded_run_is_read_so(name, canary, refused, recorded):
+    run = recorded()
+    (run / "config.yaml").write_text(HOSTILE[name][0])
+    assert "config.yaml" in refused("plan", str(run))
 
 
 @pytest.mark.parametrize("name", DOORS)
@@ -153,6 +150,80 @@ def test_interpolations_are_bounded(name, canary, refused, tmp_path):
     start = time.process_time()
     refused("--config-dir", str(tmp_path / "dir"), "+experiment=mine", "--cfg", "job")
     assert time.process_time() - start < 5
+
+
+SWEEPS = {
+    "study_name": {**chain("NEXTNEXT", 18), "hydra": {"sweeper": {"study_name": "${trainer.a0}"}}},
+    "trial": {**BOMBS["nodes"], "hydra": {"sweeper": {"trial": "${trainer.a0}"}}},
+    "params": {"hydra": {"sweeper": {"params": {f"a{i}": f"${{params.a{i + 1}}}" * 2 for i in range(30)}}}},
+    "directory": {**chain("NEXTNEXT", 18), "hydra": {"sweep": {"dir": "${trainer.a0}"}}},
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("sweeper", ["optuna", "basic"])
+def test_interpolations_of_a_sweep_are_bounded(name, sweeper, canary, refused, experiment):
+    """What a sweep reads of Hydra's node is worked out before, and beside, the configs of its trials."""
+    import tuneforge.study.command  # noqa: F401  whose import is not what is measured
+
+    start = time.process_time()
+    refused("-m", *experiment(SWEEPS[name]), "optim.lr=1e-4,2e-4", f"hydra/sweeper={sweeper}")
+    assert time.process_time() - start < 5
+
+
+RECORDED = {
+    "doubling-text": {f"trainer.a{i}": f"${{trainer.a{i + 1}}}" * 2 for i in range(40)},
+    "lists": {f"trainer.a{i}": [f"${{trainer.a{i + 1}}}"] * 2 for i in range(30)} | {"trainer.a30": 1},
+    "create": {"seed": "${oc.create:'[1, 2]'}"},
+    "self": {"seed": "${seed}"},
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_interpolations_of_a_record_are_bounded(name, canary, refused, recorded, processor_seconds):
+    """A record may say of any text that it was read from the environment, so that it is worked out again."""
+    run = recorded(tree=RECORDED[name], from_environment=RECORDED[name])
+    with processor_seconds(5):
+        assert len(refused("plan", str(run))) < 5000
+
+
+ORIGINS = {
+    "open": {"where": "x", "expression": "${" * 50_000},
+    "nested": {"where": "x", "expression": "${a" * 3000 + "}" * 3000},
+    "circle": {"where": "x", "expression": "${optim.weight_decay}"},
+    "self": {"where": "x", "expression": "${optim.lr}"},
+}
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_expressions_of_a_record_are_bounded(name, canary, recorded, capfd, processor_seconds):
+    back = {"where": "x", "expression": "${optim.lr}"}
+    root = recorded(provenance={"optim.lr": ORIGINS[name], "optim.weight_decay": back})
+    with processor_seconds(5):
+        assert run(["plan", str(root), "--why", "optim.lr"]) == 0
+    assert "optim.lr = " in capfd.readouterr().out
+
+
+ODD = {
+    "number": {"from_environment": 5},
+    "list": {"from_environment": ["seed"]},
+    "pickers": {"pickers": 5},
+    "choices": {"choices": {"method": {"a": 1}}},
+    "origin": {"provenance": {"seed": {"where": "x", "expression": "", "replaced": 5}}},
+    "origin's text": {"provenance": {"seed": {"where": "x", "expression": "", "written": 5}}},
+    "key": {"tree": {"trainer": {1: 2}}},
+    "no key": {"tree": {"trainer": {None: 1}}},
+    "folder": {"config_dirs": ["a\0b"]},
+    "path": {"tree": {"model.path": "a\0b", "model.name": "hf"}},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_record_of_any_shape_is_told(name, canary, recorded, capfd):
+    root = recorded(**ODD[name])
+    code = run(["plan", str(root), "method.r=4"])
+    assert code == (0 if name == "path" else 2)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 OVERRIDES = {

@@ -147,11 +147,21 @@ def read_object(path: Path, shape: Shape, what: str) -> dict[str, Any]:
         value: Any = read_yaml(text, path.name) if path.suffix == ".yaml" else json.loads(text)
     except (ValueError, TuneforgeError, RecursionError) as error:
         raise damaged(path, f"is no {what}: {' '.join(str(error).split())[:120]}") from error
-    wrong = mismatch(value, shape)
+    wrong = mismatch(value, shape) or _odd_key(value)
     if wrong:
         raise damaged(path, f"is no {what}: {wrong}")
     found: dict[str, Any] = value
     return found
+
+
+def _odd_key(value: Any) -> str:
+    """A key that is no text, which YAML can have; "" where there is none."""
+    if isinstance(value, list):
+        return next(filter(None, map(_odd_key, value)), "")
+    if not isinstance(value, Mapping):
+        return ""
+    odd = [key for key in value if not isinstance(key, str)]
+    return f"the key {odd[0]!r} is no text" if odd else next(filter(None, map(_odd_key, value.values())), "")
 
 
 def read_lines(path: Path, shape: Shape) -> list[dict[str, Any]]:

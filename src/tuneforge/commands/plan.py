@@ -83,7 +83,7 @@ def _diff(request: Request) -> int:
 def _other_differences(one: dict[str, Any], two: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Versions, data and results: what differs though the config may not."""
     facts = [(f"version of {n}", one["versions"].get(n), two["versions"].get(n)) for n in one["versions"]]
-    facts += [("data", one["data"]["sha256"][:12], two["data"]["sha256"][:12]), ("git", one["git"], two["git"])]
+    facts += [("data", one["data"]["sha256"][:12], two["data"]["sha256"][:12]), ("git", one.get("git"), two.get("git"))]
     facts += [
         ("eval loss at the end", *(r["metrics"]["after"].get("eval/loss") for r in (one, two))),
     ]

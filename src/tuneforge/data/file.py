@@ -20,6 +20,8 @@ from tuneforge.errors import Problem, TuneforgeError, near
 _SHOWN = 3
 """Broken lines that a message spells out; the rest are counted."""
 _NO_ROWS = "write at least one row, or name another file"
+ROW_BYTES = 200
+"""Of memory that a row takes at least."""
 _FIELD_LIMIT = 2**31 - 1
 """Characters in one CSV field. Python stops at 131072, less than a long document; more would overflow a C long."""
 
@@ -353,7 +355,10 @@ def _parquet(raw: bytes, name: str) -> list[Row]:
                 "give each column its own name",
             )
         # Parquet is compressed: a few kilobytes can stand for more than any memory holds.
-        with limited(spare_memory()):
+        spare = spare_memory()
+        if file.metadata.num_rows * ROW_BYTES > spare:
+            raise MemoryError
+        with limited(spare):
             records: list[dict[str, Any]] = file.read().to_pylist()
     except MemoryError as error:
         raise _error(

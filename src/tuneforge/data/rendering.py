@@ -1,13 +1,16 @@
 """A chat template applied to messages, with every failure reported as an error of the template or of the row."""
 
 import datetime
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from tuneforge.bounded import OverBoundsError, bounded
+from tuneforge import bounded
+from tuneforge.bounded import OverBoundsError
 from tuneforge.compat import give_template_clock
 from tuneforge.errors import TuneforgeError
 
@@ -33,6 +36,37 @@ def _strftime_now(form: str) -> str:
 def written_day(tokenizer: PreTrainedTokenizerBase) -> datetime.datetime | None:
     """The day that the template writes as today; None where it writes none."""
     return _day if "strftime_now" in str(tokenizer.chat_template) else None
+
+
+MOST_SECONDS = 10.0
+"""Of the processor, after which a template must not take long for each conversation."""
+SLOW_SHARE = 8
+"""It takes long where the mean is more than this part of the time that one rendering may take."""
+
+
+@dataclass
+class _Spent:
+    """What the template in use has taken so far: one just within its bound would take days for a data set."""
+
+    template: Any = None
+    seconds: float = 0.0
+    times: int = 0
+
+    def charge(self, template: Any, seconds: float) -> None:
+        """Count one rendering.
+
+        Raises:
+            OverBoundsError: all of them take too long.
+        """
+        if template != self.template:
+            self.template, self.seconds, self.times = template, 0.0, 0
+        self.seconds += seconds
+        self.times += 1
+        if self.seconds > MOST_SECONDS and self.seconds / self.times > bounded.SECONDS / SLOW_SHARE:
+            raise OverBoundsError(f"took {self.seconds:.0f} seconds of the processor for {self.times} conversations")
+
+
+_spent = _Spent()
 
 
 def apply_template(
@@ -77,7 +111,8 @@ def _within_bounds(
         Exception: whatever the template raises.
     """
     try:
-        with bounded():
+        started = time.process_time()
+        with bounded.bounded():
             # A batch of one: transformers refuses an empty conversation otherwise.
             if written_day(tokenizer):
                 give_template_clock(tokenizer.get_chat_template(), _strftime_now)
@@ -86,6 +121,7 @@ def _within_bounds(
         most = MAX_WRITTEN + MAX_SHARE * sum(len(str(m)) for m in messages)
         if len(text) > most:
             raise OverBoundsError(f"wrote {len(text):,} characters, where {most:,} are allowed")
+        _spent.charge(tokenizer.chat_template, time.process_time() - started)
         return text
     except OverBoundsError as error:
         start = " ".join(str(tokenizer.chat_template).split())[:80]

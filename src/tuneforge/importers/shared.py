@@ -304,7 +304,8 @@ def _stage(file: Path, config: Any) -> tuple[int | None, bool]:
         zero = zero if isinstance(zero, Mapping) else {}
         offloads = [zero.get(key) for key in ("offload_optimizer", "offload_param")]
         offloaded = any(isinstance(o, Mapping) and o.get("device", "none") != "none" for o in offloads)
-        return zero.get("stage"), offloaded
+        stage = zero.get("stage")
+        return stage if isinstance(stage, int) else None, offloaded
     name = Path(str(config)).name.lower()
     found = re.search(r"(?:zero|z)[_-]?([0-3])", name)
     return (int(found.group(1)) if found else None), "offload" in name

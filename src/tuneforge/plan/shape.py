@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from tuneforge.bounded import matching
 from tuneforge.errors import TuneforgeError, did_you_mean
 from tuneforge.schema.facts import method_facts
+from tuneforge.schema.types import LARGEST
 
 
 class Linear(NamedTuple):
@@ -165,9 +166,9 @@ class ModelShape:
         Raises:
             TuneforgeError: a size is missing, or the formulas do not cover the architecture.
         """
-        kind = config.get("model_type", "the model")
+        kind = str(config.get("model_type", "the model"))
         counted = ("num_local_experts", "num_experts") if kind in _MIXTURES else ()
-        if (config.get("decoder_sparse_step") or 1) > 1:
+        if config.get("decoder_sparse_step") not in (None, 0, 1):
             config = {**config, "mlp_only_layers": f"decoder_sparse_step {config['decoder_sparse_step']}"}
         for key in (k for k in _NOT_COVERED if config.get(k) and k not in counted):
             raise TuneforgeError(
@@ -177,12 +178,16 @@ class ModelShape:
                 fix="set batch.per_device to a number",
             )
         said = {n: config[k] for n, keys in _KEYS.items() for k in keys if config.get(k) is not None}
-        if kind == "gpt2" and "hidden_size" in said:
+        if kind == "gpt2" and isinstance(said.get("hidden_size"), int):
             said.setdefault("intermediate_size", 4 * said["hidden_size"])
-        for name in (n for n in _REQUIRED if n not in said):
+        for name in (*_REQUIRED, *said):
+            value, keys = said.get(name, 0), " or ".join(_KEYS[name])
+            if isinstance(value, int | float) and 0 <= value <= LARGEST and (value or name not in _REQUIRED):
+                continue
+            what = f"{str(value)[:40]!r} for {keys}" if name in said else f"no {keys}"
             raise TuneforgeError(
                 "no-memory-estimate",
-                f"the config of {kind} has no {' or '.join(_KEYS[name])}, so its memory cannot be estimated",
+                f"the config of {kind} has {what}, so its memory cannot be estimated",
                 path="model.path",
                 fix="give a text-only decoder model, or set batch.per_device to a number",
             )

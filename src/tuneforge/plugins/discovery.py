@@ -102,7 +102,10 @@ def _package_dir(package: str) -> Path | None:
 
 def _dropped() -> Iterator[Plugin]:
     folders = [DROPPED, *(Path(p).expanduser() for p in os.environ.get(PATH, "").split(os.pathsep) if p)]
-    for folder in dict.fromkeys(f.resolve() for f in folders):
+    places: dict[Path, Path] = {}
+    for folder in folders:  # as they were named: a link on the way may be another user's
+        places.setdefault(folder.resolve(), folder.absolute())
+    for folder in places.values():
         for root in sorted(folder.iterdir()) if folder.is_dir() else []:
             # A folder of something else (notes, data) is none of ours.
             if root.is_dir() and not root.name.startswith((".", "_")) and looks_like_a_plugin(root):

@@ -13,15 +13,17 @@ from pathlib import Path
 from tuneforge.plugins.plugin import Plugin, Trouble
 
 MAX_FILES = 10_000
-"""Of a plugin's package; the project's own have fewer than twenty."""
+"""Of a plugin's package and what is beside it; the project's own have fewer than twenty."""
 
 
 def file_troubles(plugin: Plugin, folder: Path) -> Iterator[Trouble]:
     """What is wrong with the files of a plugin, and with the folders above those of a dropped one."""
     root = folder if plugin.installed else plugin.origin.resolve()
-    inside = sorted(islice((p for p in folder.rglob("*") if "__pycache__" not in p.parts), MAX_FILES + 1))
+    # A dropped package is imported from the folder around it, and can import what lies beside it.
+    around = folder if plugin.installed else folder.parent
+    inside = sorted(islice(_importable(around), MAX_FILES + 1))
     if len(inside) > MAX_FILES:
-        yield Trouble(f"{folder} holds more than {MAX_FILES:,} files", "leave only the package's own files there")
+        yield Trouble(f"{around} holds more than {MAX_FILES:,} files", "leave only the package's own files there")
         return
     if os.name != "posix":
         return
@@ -33,6 +35,16 @@ def file_troubles(plugin: Plugin, folder: Path) -> Iterator[Trouble]:
         if trouble and path.resolve() not in told:
             told.add(path.resolve())
             yield trouble
+
+
+def _importable(folder: Path) -> Iterator[Path]:
+    """Files and folders below one that Python could import or read; not those of hidden folders and environments.
+
+    With the compiled ones: Python runs what is in `__pycache__` instead of the source beside it.
+    """
+    for at, folders, names in os.walk(folder):
+        folders[:] = [n for n in folders if not n.startswith(".") and not (Path(at) / n / "pyvenv.cfg").is_file()]
+        yield from (Path(at) / name for name in (*folders, *names))
 
 
 def _trouble(path: Path, root: Path, *, above: bool, installed: bool) -> Trouble | None:
@@ -52,6 +64,8 @@ def _trouble(path: Path, root: Path, *, above: bool, installed: bool) -> Trouble
         return Trouble(f"everyone on this machine may write into {path}", f"chmod o-w {path}")
     if not installed and found.st_uid not in trusted_owners():
         cause = f"{path} belongs to the user with the number {found.st_uid}, who could change what runs here"
+        if "__pycache__" in path.parts:
+            return Trouble(cause, f"rm -r {path}")
         return Trouble(cause, f"copy the plugin into a folder of yours, or: chown {os.getuid()} {path}")
     return None
 

@@ -12,18 +12,23 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tuneforge.compose import from_hydra, named_folder
+from tuneforge.config_bounds import bounded_interpolations
 from tuneforge.console import quiet_libraries
-from tuneforge.errors import EXIT_OK, EXIT_REFUSED, TuneforgeError, disk_error
+from tuneforge.errors import EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError, disk_error
 from tuneforge.front import CONFIG_NAME, front, groups_in_defaults
 from tuneforge.overrides import circular, normalise
-from tuneforge.shell import key_of
 from tuneforge.study.processes import ProcessLauncher
 from tuneforge.study.run import Outcome, run_trial
 from tuneforge.study.store import claim
 from tuneforge.study.sweeper import StudySweeper
+
+OURS = f"{StudySweeper.__module__}.{StudySweeper.__name__}"
+HYDRAS = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+"""hydra/sweeper=basic."""
 
 
 def sweep(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
@@ -61,14 +66,29 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
 
 
 def _foreign_sweeper(loader: ConfigLoader, lines: list[str]) -> AbstractContextManager[object]:
-    """The claim of the sweep's folder where the sweeper is not ours: Hydra's own writes there too."""
-    if not any(key_of(line) == "hydra/sweeper" for line in lines):
-        return nullcontext()
-    node = loader.load_configuration(CONFIG_NAME, lines, RunMode.MULTIRUN).hydra
-    if node.sweeper._target_ == f"{StudySweeper.__module__}.{StudySweeper.__name__}":
-        return nullcontext()
-    folder = named_folder(node.sweep.dir, "hydra.sweep.dir")
+    """The claim of the sweep's folder where the sweeper is Hydra's own, which writes there too.
+
+    Raises:
+        TuneforgeError: it is neither ours nor Hydra's, or its params set what a config may not.
+    """
+    with bounded_interpolations():
+        node = loader.load_configuration(CONFIG_NAME, lines, RunMode.MULTIRUN).hydra
+        if node.sweeper._target_ == OURS:
+            return nullcontext()
+        _check_params(loader, node.sweeper)
+        folder = named_folder(node.sweep.dir, "hydra.sweep.dir")
     return claim(folder, named=True, output_root=folder, wanted="")
+
+
+def _check_params(loader: ConfigLoader, sweeper: DictConfig) -> None:
+    """Refuse params of a sweeper that go to the trials without our checks: Hydra applies them before we are asked."""
+    if sweeper._target_ != HYDRAS:
+        message = f"{sweeper._target_} is neither tuneforge's sweeper nor Hydra's own, and its trials are not checked"
+        raise TuneforgeError.of([Problem("hydra-key", message, "hydra/sweeper", fix="choose hydra/sweeper=optuna")])
+    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    _, _, problems = normalise(loader, params, groups_in_defaults(), sweeping=True)
+    if problems:
+        raise TuneforgeError.of(problems)
 
 
 def _code_of_jobs(batches: object) -> int:

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from tuneforge.artifacts.figures import plain
 from tuneforge.errors import TuneforgeError
-from tuneforge.hydra_node import is_hydra
+from tuneforge.hydra_node import is_hydra, refused
 from tuneforge.masking import masked
 from tuneforge.overrides import parse
 
@@ -46,9 +46,12 @@ class Space:
         swept: dict[str, BaseDistribution] = {}
         written: dict[str, str] = {}
         fixed: dict[str, str] = {}
-        for text in [*(f"{key}={value}" for key, value in params.items()), *typed]:
+        listed = [f"{key}={value}" for key, value in params.items()]
+        for text in [*listed, *typed]:
             override = _parsed(text)
             if is_hydra(override):
+                if text in listed:
+                    raise TuneforgeError.of([refused(override.key_or_group, text)])
                 continue
             key = override.get_key_element().lstrip("+")
             for before in (swept, written, fixed):

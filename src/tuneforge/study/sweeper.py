@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuneforge.artifacts import owned
 from tuneforge.compose import compose, named_folder, secret_in_path, structure
+from tuneforge.config_bounds import bounded_interpolations
 from tuneforge.console import say, warn
 from tuneforge.errors import EXIT_OK, EXIT_REFUSED, Problem, TuneforgeError
 from tuneforge.front import CONFIG_DIR, groups_in_defaults
@@ -300,7 +301,8 @@ def _settings(config: DictConfig) -> Sweep:
     with read_write(node), open_dict(node):
         # Nor is a password that is in the environment to be in any file.
         node.params, node.storage = {}, None
-    tree: Any = OmegaConf.to_container(node, resolve=True)
+    with bounded_interpolations():
+        tree: Any = OmegaConf.to_container(node, resolve=True)
     tree |= {"params": raw["params"], "storage": raw.get("storage")}
     del tree["_target_"]
     checked = check(tree, schema=NodeType("tuneforge.schema.sweep.Sweep"))
@@ -315,7 +317,8 @@ def _params(settings: Sweep, arguments: Sequence[str], config_dirs: Sequence[Pat
     if not any("${" in str(value) for value in params.values()):
         return params
     tree = compose(Space.read({}, arguments).fixed, config_dirs).tree
-    found = OmegaConf.to_container(OmegaConf.create({**tree, "params": params}).params, resolve=True)
+    with bounded_interpolations():
+        found = OmegaConf.to_container(OmegaConf.create({**tree, "params": params}).params, resolve=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
 
