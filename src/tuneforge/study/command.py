@@ -84,7 +84,9 @@ def _check_params(loader: ConfigLoader, sweeper: DictConfig) -> None:
     """Refuse params of a sweeper that go to the trials without our checks: Hydra applies them before we are asked."""
     if sweeper._target_ != HYDRAS:
         message = f"{sweeper._target_} is neither tuneforge's sweeper nor Hydra's own, and its trials are not checked"
-        raise TuneforgeError.of([Problem("hydra-key", message, "hydra/sweeper", fix="choose hydra/sweeper=optuna")])
+        raise TuneforgeError.of(
+            [Problem("hydra-key", message, "hydra/sweeper", fix="leave it out: the default is our own")]
+        )
     params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     _, _, problems = normalise(loader, params, groups_in_defaults(), sweeping=True)
     if problems:
