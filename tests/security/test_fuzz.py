@@ -88,6 +88,9 @@ def whole(finished):
 
 @seeds(25, first=200_000)
 def test_any_run_folder(sound, whole, tmp_path, cases):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 12)
+
     def case(seed: int, rng: random.Random) -> None:
         folder = shutil.copytree(whole, tmp_path / f"run {seed}")
         for name in rng.sample(KEPT, rng.choice([1, 1, 2])):
@@ -102,7 +105,7 @@ def test_any_run_folder(sound, whole, tmp_path, cases):
             ["report", there],
             ["plan", f"model.adapter={there}/adapter"],
             ["train", "--from", there, "--cfg", "job"],
-            ["train", f"resume={there}"],
+            ["train", f"resume={there}", "data=file", f"data.path={rows}"],
         ]
         try:
             sound(*rng.choice(verbs))
