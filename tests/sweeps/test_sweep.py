@@ -144,7 +144,7 @@ def test_loss_and_forgetting_are_two_objectives(tmp_path, capfd, monkeypatch):
 
 @pytest.mark.parametrize(
     ("happens", "reason"),
-    [("out of memory", "ran out of memory"), ("not a number", "eval/loss is nan")],
+    [("out of memory", "ran out of memory"), ("not a number", "the last evaluation had a loss of nan")],
 )
 def test_a_trial_that_breaks_in_training_is_failed_with_its_reason_and_the_next_one_is_as_good(
     sweep, monkeypatch, happens, reason

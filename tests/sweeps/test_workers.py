@@ -87,7 +87,9 @@ def test_two_at_a_time_and_one_that_is_killed_or_refused_leaves_the_others_alone
         assert "3 steps of 4 documents" in (here / "sweep" / "logs" / f"{trial.number}.log").read_text()
     # What the trials print does not run together on the console.
     assert "steps of 4 documents" not in said.out + said.err
-    assert set(psutil.Process().children()) <= before
+    # This process can inherit what a killed trial had started, and does not wait for it.
+    left = set(psutil.Process().children()) - before
+    assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize(
