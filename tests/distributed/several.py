@@ -22,6 +22,7 @@ def run(handover: Path) -> None:
 
 def run_all(handovers: Iterable[Path]) -> None:
     """One that fails is then without its steps, which its test shows."""
+    quiet_libraries()
     for path in handovers:
         try:
             run(path)
@@ -30,5 +31,4 @@ def run_all(handovers: Iterable[Path]) -> None:
 
 
 if __name__ == "__main__":
-    quiet_libraries()
     run_all(map(Path, sys.argv[1:]))

@@ -125,6 +125,7 @@ def alone(tmp_path_factory):
     return losses(root / "run")
 
 
+@pytest.mark.soak
 def test_two_machines_under_torchrun_train_as_one_process(alone, tmp_path):
     where = (f"output_root={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
     meet = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}")

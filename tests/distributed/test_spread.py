@@ -37,6 +37,7 @@ def handover(folder: Path, number: int, *options: str) -> Path:
     return path
 
 
+@pytest.mark.soak
 def test_single_ddp_fsdp_tensor_parallel_and_single_again(command, tmp_path):
     """A step under each, whose moments the next one's loss shows; the last also from before a damaged checkpoint."""
     chosen = (*ONE, "method=full")

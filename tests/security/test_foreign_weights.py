@@ -114,7 +114,10 @@ def test_a_checkpoint_of_another_program_is_not_unpickled(canary, tmp_path):
 
 CODE = (
     "from pathlib import Path\nPath({0!r}).touch()\n"
-    "from transformers import LlamaConfig as Config, LlamaForCausalLM as Net\n"
+    # Classes of their own: transformers marks a class that it has loaded so, for all that use it afterwards.
+    "from transformers import LlamaConfig, LlamaForCausalLM\n"
+    "class Config(LlamaConfig):\n    pass\n"
+    "class Net(LlamaForCausalLM):\n    config_class = Config\n"
 )
 MAPS = {
     "tokenizer_config.json": {"AutoTokenizer": ["evil.Tokenizer", None]},
@@ -199,8 +202,9 @@ def test_code_of_the_hub_is_that_of_the_pinned_commit_and_nobody_is_asked(canary
 
     def load_class(reference, repository, **options):
         asked.append((reference, repository, options["code_revision"]))
-        return LlamaForCausalLM
+        return type("Net", (LlamaForCausalLM,), {})
 
+    monkeypatch.setattr(AutoModelForCausalLM, "register", lambda *_, **__: None)
     monkeypatch.setattr(auto_factory, "get_class_from_dynamic_module", load_class)
     config = models.load_config(model(folder))
     config.auto_map = {"AutoModelForCausalLM": "some/repo--evil.Net"}

@@ -63,7 +63,7 @@ FILES = {
     "environment": "hydra:\n  job:\n    env_set: {CANARY: x}\n",
     "searchpath": "hydra:\n  searchpath: ['pkg://canary_module']\n",
     "choice": "defaults:\n  - override /hydra/job_logging: default\n",
-    "choice-optional": "defaults:\n  - optional override hydra/hydra_logging: colorlog\n",
+    "choice-optional": "defaults:\n  - optional /hydra/hydra_logging: colorlog\n",
     "moved": "defaults:\n  - /callbacks@hydra.callbacks: default\n",
     "interpolated": "hydra: ${trainer}\n",
     "launcher": "hydra:\n  launcher: {_target_: canary_module.run}\n",

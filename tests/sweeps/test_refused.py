@@ -110,7 +110,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_its_first_trial(name, refused,
 
 
 def test_there_are_that_many_ways():
-    assert len(REFUSED) == 29
+    assert len(REFUSED) == 34
 
 
 def test_another_sweep_in_the_folder_is_refused(refused, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from tuneforge.overrides import circular, normalise
 from tuneforge.study.processes import ProcessLauncher
 from tuneforge.study.run import Outcome, run_trial
 from tuneforge.study.store import claim
-from tuneforge.study.sweeper import StudySweeper
+from tuneforge.study.sweeper import StudySweeper, settings_of
 
 OURS = f"{StudySweeper.__module__}.{StudySweeper.__name__}"
 HYDRAS = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -72,8 +72,10 @@ def _foreign_sweeper(loader: ConfigLoader, lines: list[str]) -> AbstractContextM
         TuneforgeError: it is neither ours nor Hydra's, or its params set what a config may not.
     """
     with bounded_interpolations():
-        node = loader.load_configuration(CONFIG_NAME, lines, RunMode.MULTIRUN).hydra
+        config = loader.load_configuration(CONFIG_NAME, lines, RunMode.MULTIRUN)
+        node = config.hydra
         if node.sweeper._target_ == OURS:
+            settings_of(config)  # within bounds: Hydra resolves them without when it builds the sweeper
             return nullcontext()
         _check_params(loader, node.sweeper)
         folder = named_folder(node.sweep.dir, "hydra.sweep.dir")

@@ -74,7 +74,7 @@ class StudySweeper(Sweeper):
         self.loader = hydra_context.config_loader
         self.whole = config
         """The config without what is swept."""
-        self.settings = _settings(config)
+        self.settings = settings_of(config)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -288,7 +288,7 @@ class StudySweeper(Sweeper):
         return len(self.study.get_trials(deepcopy=False, states=states))
 
 
-def _settings(config: DictConfig) -> Sweep:
+def settings_of(config: DictConfig) -> Sweep:
     """`hydra.sweeper`, checked.
 
     Raises:
