@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 # A short run: a few steps on a few rows.
-SHORT = ("trainer.max_steps=4", "data.max_rows=64", "data.split.max_eval_rows=16", "samples.num=1", "batch.effective=8")
+SHORT = ("trainer.max_steps=4", "data.max_rows=64", "data.split.max_eval_rows=8", "samples.num=1", "batch.effective=8")
 
 ENCODERS = ("bert",)
 ARCHITECTURES = ("llama", "qwen2", "mistral", "gemma", "gpt2")

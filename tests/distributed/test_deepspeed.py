@@ -36,6 +36,7 @@ def assert_equal(one: Ran, two: Ran) -> None:
 
 
 @needs_deepspeed
+@pytest.mark.soak
 def test_two_processes_train_as_one_and_leave_the_same_checkpoint(command):
     one = command(*ONE, "method=dora")
     two = command(*TWO, "method=dora", "strategy=deepspeed_zero3", "samples.num=1", "samples.max_new_tokens=2")
