@@ -3,13 +3,14 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from helpers import SHORT
 from tuneforge.artifacts import whole
-from tuneforge.artifacts.folder import read_json, read_metrics
+from tuneforge.artifacts.folder import MARK, read_json, read_metrics
 
 
 @pytest.mark.soak
@@ -70,11 +71,17 @@ def test_two_processes_stop_at_the_same_step_and_go_on(command, tmp_path):
 
 @pytest.mark.soak
 def test_a_save_that_fails_in_the_first_process_ends_both(command, tmp_path):
-    """A file stands where checkpoints should be."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").write_text("")
+    """While it loads, a file is made where checkpoints should be."""
+    folder = tmp_path / "run"
+
+    def obstruct():
+        while not (folder / MARK).exists():
+            time.sleep(0.01)
+        (folder / "checkpoints").write_text("")
+
+    threading.Thread(target=obstruct, daemon=True).start()
     options = (*STOPPED, "trainer.val_check_interval=2", "strategy=ddp", "trainer.devices=2")
-    ran = command(*options, folder=tmp_path / "run")
+    ran = command(*options, folder=folder)
     assert ran.code == 2, ran.err
     assert ran.err.count("could not be written: Not a directory") == 1
     assert ran.record["exit"] == 2

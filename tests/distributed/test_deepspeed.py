@@ -84,6 +84,7 @@ def test_an_older_deepspeed_is_refused(command, monkeypatch):
 
 @needs_deepspeed
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 def test_every_stage_goes_on_from_its_checkpoint_to_the_bit(tmp_path):
     """That each trains as one process does is in the grid (test_equality.py)."""
     assert len(grid.STAGES) == 5

@@ -247,6 +247,7 @@ def open_study(storage: str, name: str, directions: Sequence[Direction]) -> optu
         DuplicatedStudyError,
         ImportError,
         LookupError,
+        RuntimeError,
         ValueError,
     ) as error:
         first = next((e for e in (error.__cause__, error) if e is not None and str(e).strip()), error)
@@ -280,7 +281,16 @@ def load_study(storage: str, name: str) -> optuna.Study:
             raise FileNotFoundError(f"there is no file {file}")
         tables = RDBStorage(url, skip_table_creation=True)
         return optuna.load_study(study_name=name, storage=tables)
-    except (ArgumentError, SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
+    # Optuna raises RuntimeError for tables of another version of it.
+    except (
+        ArgumentError,
+        SQLAlchemyError,
+        StorageInternalError,
+        ImportError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         first = next((e for e in (error.__cause__, error) if e is not None and str(e).strip()), error)
         why = str(first).strip().splitlines()[0]
     except KeyError:
