@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -33,12 +34,17 @@ def print_info(composed: Composed, topic: str) -> None:
 
 @contextmanager
 def _logging_kept() -> Iterator[None]:
-    """Restore the root logger afterwards: Hydra's `show_info` logs everything of every library to this stdout."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
+    """Let Hydra log, and restore all loggers afterwards: its `show_info` has every library log to this stdout.
+
+    A library that configures logging (alembic, for Optuna's database) disables the loggers that exist.
+    """
+    root, its = logging.getLogger(), logging.getLogger(Hydra.__module__)
+    level, handlers, disabled = root.level, list(root.handlers), its.disabled
+    its.disabled = False
     try:
         yield
     finally:
+        its.disabled = disabled
         root.setLevel(level)
         for handler in [h for h in root.handlers if h not in handlers]:
             root.removeHandler(handler)

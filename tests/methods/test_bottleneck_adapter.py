@@ -112,6 +112,7 @@ def test_several_adapters_switch_and_merging_is_refused(tmp_path):
         model.merge_and_unload()
 
 
+@pytest.mark.soak
 def test_plain_peft_loads_it_once_the_module_is_imported(tmp_path):
     build("llama").save_pretrained(tmp_path / "base")
     model = method().apply(build("llama"))

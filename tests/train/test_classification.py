@@ -212,7 +212,9 @@ def test_a_plan_knows_the_head(command, model_folders, tmp_path, architecture):
     assert estimate["parameters"] == sum(p.numel() for p in real.parameters())
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.soak_full)])
+@pytest.mark.parametrize(
+    "method", [pytest.param("lora", marks=pytest.mark.soak), pytest.param("full", marks=pytest.mark.soak_full)]
+)
 def test_two_processes_train_as_one(command, model_folders, tmp_path, method):
     run = [*arguments(model_folders["llama"], write(tmp_path / "rows.jsonl", single())), *SHORT, f"method={method}"]
     run += ["task_recipe.dropout=0", "optim.lr=2e-4", "trainer.max_steps=3"]

@@ -65,6 +65,7 @@ def weights(folder: Path) -> bytes:
     return file.read_bytes()
 
 
+@pytest.mark.soak
 def test_a_kill_in_the_middle_of_a_save_and_one_with_a_foreign_tmpdir(command, tmp_path):
     """All weights are trained: their checkpoints take long enough to be caught half written."""
     options = (*STEPS, "method=full")

@@ -24,6 +24,7 @@ def test_it_is_small_and_loads():
     assert tokenizer.eos_token_id == model.config.eos_token_id
 
 
+@pytest.mark.soak
 def test_its_loss_on_the_text_that_ships_with_it_is_its_cards():
     assert held_out_loss(FOLDER) == pytest.approx(CARD["held_out_loss"], abs=2e-3)
 
