@@ -21,10 +21,17 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("lora", "qlora", "full")])
+SLOW = ("eva", "corda")
+"""They look at train rows first, which takes time for each target."""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[pytest.mark.soak] * (m in SLOW)) for m in METHODS if m not in ("lora", "qlora", "full")],
+)
 def test_a_method_runs_by_its_name_alone_and_its_result_goes_on(command, method):
-    # How long an evaluation takes beside a step is the machine's. Looking at train rows takes time for each target.
-    few = ["task_recipe.targets=[q_proj,down_proj]"] if method in ("eva", "corda") else []
+    # How long an evaluation takes beside a step is the machine's.
+    few = ["task_recipe.targets=[q_proj,down_proj]"] if method in SLOW else []
     ran = command(f"method={method}", *TINY, *few, "callbacks.waste_guard.action=none")
     assert ran.code == 0, ran.err + ran.out
     assert "warning" not in ran.out
@@ -52,8 +59,7 @@ def test_a_method_runs_by_its_name_alone_and_its_result_goes_on(command, method)
     ],
 )
 def test_a_method_with_state_resumes_to_the_bit(command, monkeypatch, method):
-    # Looking at train rows takes time for each target.
-    few = ["task_recipe.targets=[q_proj,down_proj]"] if method in ("eva", "corda") else []
+    few = ["task_recipe.targets=[q_proj,down_proj]"] if method in SLOW else []
     fixed = ("trainer.max_steps=6", "batch.per_device=1", "trainer.val_check_interval=2")
     steps = (f"method={method}", *TINY, *few, *fixed)
     whole = command(*steps)
