@@ -68,13 +68,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         TuneforgeError: a model, template, length or batch that cannot work.
     """
     config, tree = composed.config, composed.tree
-    machine = _in_groups(detect(config), rules.tensor_parallel_size(tree))
-    if config.trainer.activation_offload and machine.kind != "cuda":
-        why = f"has no effect in this run: activations are in the memory of the {machine.kind} device's host already"
-        warn(Problem("no-effect", why, "trainer.activation_offload"))
-    difference = compare(config.hardware, machine)
-    if difference:
-        warn(difference)
+    machine = _machine(config, rules.tensor_parallel_size(tree))
     check_weights(config.model)
     architecture = load_config(config.model)
     classes = rows.labels
@@ -138,12 +132,27 @@ def _generation(
     return generation_config(config.model, architecture, [tokenizer.eos_token_id, *(ends if taught else ())])
 
 
-def _in_groups(machine: Machine, size: int) -> Machine:
-    """The machine with groups of `size` devices that compute rows together."""
-    problem = rules.uneven_groups(machine.world_size, size)
+def _machine(config: Config, group_size: int) -> Machine:
+    """The present machine, with a warning where it differs from what the config expects.
+
+    Args:
+        config: the config.
+        group_size: devices that compute a sequence together.
+
+    Raises:
+        TuneforgeError: the devices cannot be divided into such groups.
+    """
+    machine = detect(config)
+    problem = rules.uneven_groups(machine.world_size, group_size)
     if problem is not None:
         raise TuneforgeError.of([problem])
-    return dataclasses.replace(machine, tensor_parallel_size=size)
+    if config.trainer.activation_offload and machine.kind != "cuda":
+        why = f"has no effect in this run: activations are in the memory of the {machine.kind} device's host already"
+        warn(Problem("no-effect", why, "trainer.activation_offload"))
+    difference = compare(config.hardware, machine)
+    if difference:
+        warn(difference)
+    return dataclasses.replace(machine, tensor_parallel_size=group_size)
 
 
 def _add_tokens(config: Config, tokenizer: PreTrainedTokenizerBase, method: Method) -> None:
