@@ -167,7 +167,7 @@ def _odd_key(value: Any) -> str:
 def read_lines(path: Path, shape: Shape) -> list[dict[str, Any]]:
     """The objects of a file of one JSON object a line; none where there is no file, or an empty one.
 
-    A last line that a kill or a full disk cut short is left out, which is told.
+    A last line that is cut off, by a kill or a full disk, is left out with a warning.
 
     Raises:
         TuneforgeError: another line is damaged.

@@ -54,7 +54,7 @@ def temporaries(target_folder: Path, pattern: str) -> list[Path]:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Take away a temporary folder with all that is in it; one without a marker of its own is not ours and stays."""
+    """Delete a temporary folder and its content; a folder without its own marker is kept."""
     ours = is_marked(folder) and kind_of(folder) == "temporary" and not is_marker_copied(folder)
     if not ours and not (is_marked(folder) and holds_only(folder, {MARK})):
         return
@@ -90,7 +90,7 @@ def holds_only(folder: Path, names: Collection[str]) -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename what this run did not write, where its name is needed; it is told. Returns the new path."""
+    """Rename a file or folder that this run did not write, with a warning; returns the new path."""
     number = 1
     while (aside := path.with_name(f"kept-{path.name}-{number}")).exists():
         number += 1
@@ -128,7 +128,7 @@ def put(temporary: Path, target: Path) -> None:
 
 
 def put_text(root: Path, name: str, text: str) -> None:
-    """Write a file of the results below `root`. One that is there and that this did not write is kept aside."""
+    """Write a result file below `root`; an existing file that this run did not write is renamed first."""
     path = root / name
     was_ours = path.is_symlink() or not path.is_file() or _lists(root).get(name, {}).get("") == _facts(path)
     if not was_ours and path.read_bytes() != mask(text, pairs=False).encode():

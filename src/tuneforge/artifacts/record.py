@@ -335,7 +335,7 @@ def _one_line(text: str, width: int = 100) -> str:
 
 
 def first_day(root: Path, *, resumed: bool) -> datetime.datetime:
-    """The day that chat templates write as today: of a run that goes on, the one that it started with."""
+    """The date that chat templates write as today; a resumed run keeps the date of its start."""
     given = read_record(root)["data"].get("day") if resumed else None
     if given is None:
         return datetime.datetime.now(datetime.UTC)
