@@ -38,7 +38,7 @@ from tuneforge.data.template import choose_template
 from tuneforge.data.turn_marks import turn_marks
 from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.generation import generation_config
-from tuneforge.machine import Machine, compare, detect
+from tuneforge.machine import Machine, present_machine
 from tuneforge.method import Method
 from tuneforge.model_checks import check_optimizer, check_rotary_lengths, fitted, warn_of_rounding
 from tuneforge.models import (
@@ -68,7 +68,7 @@ def prepare(composed: Composed, rows: Source, folder: RunFolder) -> Context:
         TuneforgeError: a model, template, length or batch that cannot work.
     """
     config, tree = composed.config, composed.tree
-    machine = _machine(config, rules.tensor_parallel_size(tree))
+    machine = present_machine(config, rules.tensor_parallel_size(tree))
     check_weights(config.model)
     architecture = load_config(config.model)
     classes = rows.labels
@@ -130,29 +130,6 @@ def _generation(
     ends = turn_marks(tokenizer).end_ids
     taught = {last_label(document) for document in rows.documents} & set(ends)
     return generation_config(config.model, architecture, [tokenizer.eos_token_id, *(ends if taught else ())])
-
-
-def _machine(config: Config, group_size: int) -> Machine:
-    """The present machine, with a warning where it differs from what the config expects.
-
-    Args:
-        config: the config.
-        group_size: devices that compute a sequence together.
-
-    Raises:
-        TuneforgeError: the devices cannot be divided into such groups.
-    """
-    machine = detect(config)
-    problem = rules.uneven_groups(machine.world_size, group_size)
-    if problem is not None:
-        raise TuneforgeError.of([problem])
-    if config.trainer.activation_offload and machine.kind != "cuda":
-        why = f"has no effect in this run: activations are in the memory of the {machine.kind} device's host already"
-        warn(Problem("no-effect", why, "trainer.activation_offload"))
-    difference = compare(config.hardware, machine)
-    if difference:
-        warn(difference)
-    return dataclasses.replace(machine, tensor_parallel_size=group_size)
 
 
 def _add_tokens(config: Config, tokenizer: PreTrainedTokenizerBase, method: Method) -> None:

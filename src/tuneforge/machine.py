@@ -1,12 +1,15 @@
 """What this process really runs on, and how that differs from the hardware profile of the config."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from tuneforge.errors import TuneforgeError
+from tuneforge import rules
+from tuneforge.console import warn
+from tuneforge.errors import Problem, TuneforgeError
 from tuneforge.schema import Config
 from tuneforge.schema.hardware import Hardware
 from tuneforge.world import find_world
@@ -50,6 +53,29 @@ class Machine:
     def data_parallel_rank(self) -> int:
         """Which of those this process is, or belongs to."""
         return self.rank // self.tensor_parallel_size
+
+
+def present_machine(config: Config, group_size: int) -> Machine:
+    """The present machine, with a warning where it differs from what the config expects.
+
+    Args:
+        config: the config.
+        group_size: devices that compute a sequence together.
+
+    Raises:
+        TuneforgeError: the devices cannot be divided into such groups.
+    """
+    machine = detect(config)
+    problem = rules.uneven_groups(machine.world_size, group_size)
+    if problem is not None:
+        raise TuneforgeError.of([problem])
+    if config.trainer.activation_offload and machine.kind != "cuda":
+        why = f"has no effect in this run: activations are in the memory of the {machine.kind} device's host already"
+        warn(Problem("no-effect", why, "trainer.activation_offload"))
+    difference = compare(config.hardware, machine)
+    if difference:
+        warn(difference)
+    return dataclasses.replace(machine, tensor_parallel_size=group_size)
 
 
 def detect(config: Config) -> Machine:
